@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up everything they need on a machine with Python >= 3.10.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check lint types bench clean install
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "edgekit needs Python >= 3.10")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## the main job, offline, in a few minutes
+	$(BIN)/edgekit demo -o demo --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+check: lint types test
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers do not see the editable install's import hook: give mypy a tree of links that looks like the package.
+types: $(STAMP)
+	rm -rf build/types && mkdir -p build/types/edgekit
+	for f in edgekit/*; do ln -s ../../../$$f build/types/edgekit/; done
+	for d in models compress export bench; do ln -s ../../../$$d build/types/edgekit/; done
+	$(BIN)/mypy build/types/edgekit
+
+bench: $(STAMP)
+	$(BIN)/python -m edgekit.bench.record
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache

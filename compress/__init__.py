@@ -1,0 +1,1 @@
+"""Distillation: the training loop, its tasks, losses and recipes."""

@@ -1,0 +1,1 @@
+"""Distillation recipes as YAML files; `edgekit.compress.recipe` reads them."""

@@ -1,0 +1,1 @@
+"""The offline demo: drawings, a small CLIP teacher, and the whole path."""

@@ -1,0 +1,59 @@
+"""Every error a user can cause, and the exit code each one ends with.
+
+A message says three things: what was given, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_NEGATIVE = 1
+EXIT_USAGE = 2
+EXIT_LOAD = 3
+EXIT_INTERRUPTED = 130
+
+
+class EdgekitError(Exception):
+    """Base of all errors meant for the user; the command line prints the message and no traceback."""
+
+    exit_code = EXIT_NEGATIVE
+
+
+class VerificationError(EdgekitError):
+    """A valid negative result: a gate, a parity check or a budget was not met (exit 1)."""
+
+
+class UsageError(EdgekitError):
+    """An option, a configuration value or an input path is not acceptable (exit 2)."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(UsageError):
+    """The data set cannot be used as it is (exit 2)."""
+
+
+class OutputExistsError(UsageError):
+    """The output is already there and nothing said to replace it (exit 2)."""
+
+
+class LoadError(EdgekitError):
+    """A model, a runtime or a file could not be loaded (exit 3)."""
+
+    exit_code = EXIT_LOAD
+
+
+class MissingExtraError(LoadError):
+    """An optional dependency is needed and absent (exit 3)."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'edgekit[{extra}]'")
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return the sentence that ends an "unknown name" error: a near match, else the whole list."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""Artifacts: conversion, calibration, parity, bundles, and the sessions that run them."""

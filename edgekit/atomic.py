@@ -44,9 +44,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; ours are ordinary files
         temporary.replace(target)
     except OSError as e:
-        raise WriteError(
-            f"cannot write {target}: {e.strerror or e}. Nothing that was there has changed."
-        ) from e
+        raise WriteError(f"cannot write {target}: {e.strerror or e}. Nothing that was there has changed.") from e
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -92,9 +90,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         fresh.rename(target)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
-        raise WriteError(
-            f"cannot write {target}: {e.strerror or e}. Nothing that was there has changed."
-        ) from e
+        raise WriteError(f"cannot write {target}: {e.strerror or e}. Nothing that was there has changed.") from e
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -109,6 +105,4 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         return
     if target.is_dir() and not any(target.iterdir()):
         return
-    raise OutputExistsError(
-        f"{target} exists already. Choose another -o/--output, or pass --overwrite to replace it."
-    )
+    raise OutputExistsError(f"{target} exists already. Choose another -o/--output, or pass --overwrite to replace it.")

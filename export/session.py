@@ -59,11 +59,7 @@ def run_batched(session: Session, images: FloatArray) -> dict[str, FloatArray]:
     """Run any number of images (N, 3, H, W) through a session in pieces of its batch size; concatenate the outputs."""
     step = session.input_shape[0] or 32
     if len(images) % step:
-        padding = (
-            np.repeat(images[-1:], step - len(images) % step, axis=0)
-            if session.input_shape[0]
-            else images[:0]
-        )
+        padding = np.repeat(images[-1:], step - len(images) % step, axis=0) if session.input_shape[0] else images[:0]
         padded = np.concatenate([images, padding])
     else:
         padded = images

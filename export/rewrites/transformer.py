@@ -1,0 +1,146 @@
+"""Rewrites of token transformers: what can be folded away, and the form of attention each runtime likes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.export.rewrites.folding import absorb_input_affine, centre_outputs, scale_outputs
+from edgekit.export.rewrites.layers import BmmCore, OnnxAttentionCore, RMSNorm, SampleNorm, SdpaCore, SiLU
+from edgekit.export.rewrites.mobilevit import TokenAttention, TokenMobileVitBlock, TokenTransformer
+from edgekit.export.rewrites.mobilevitv2 import TokenLinearTransformer, TokenMobileVitV2Block
+
+Norm = nn.LayerNorm | SampleNorm
+
+
+def _norms_and_readers(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
+    """Yield each norm of the token blocks with every linear layer that reads it."""
+    for module in model.modules():
+        if isinstance(module, TokenTransformer):
+            yield module.norm1, [module.attention.q, module.attention.k, module.attention.v]
+            yield module.norm2, [module.fc1]
+        elif isinstance(module, TokenLinearTransformer):
+            yield module.norm1, [module.attention.q, module.attention.context.k, module.attention.v]
+            yield module.norm2, [module.fc1]
+        elif isinstance(module, (TokenMobileVitBlock, TokenMobileVitV2Block)):
+            yield module.norm, [module.project_out]
+
+
+def fold_norm_affine(model: nn.Module) -> int:
+    """Fold the affine part of each norm into the linear layers that read it; return how many norms.
+
+    W (γ ⊙ x̂ + β) + b = (W diag(γ)) x̂ + (b + W β), for LayerNorm and for GroupNorm with one group alike: both have γ
+    and β per channel, and the reader sees each token alone.
+    """
+    count = 0
+    for norm, readers in _norms_and_readers(model):
+        assert isinstance(norm, Norm)
+        if norm.weight is None:
+            continue
+        shift = norm.bias if norm.bias is not None else torch.zeros_like(norm.weight)
+        for reader in readers:
+            absorb_input_affine(reader, norm.weight, shift)
+        norm.weight = norm.bias = None
+        if isinstance(norm, nn.LayerNorm):
+            norm.elementwise_affine = False
+        count += 1
+    return count
+
+
+def fold_attention_scale(model: nn.Module) -> int:
+    """Fold the 1/sqrt(d) of attention into the query projection; return how many.
+
+    softmax(s · (Wq x + bq) kᵀ) = softmax(((s Wq) x + s bq) kᵀ): one multiplication per query less.
+    """
+    found = [m for m in model.modules() if isinstance(m, TokenAttention) and m.core.scale != 1.0]
+    for attention in found:
+        scale_outputs(attention.q, attention.core.scale)
+        attention.core.scale = 1.0
+    return len(found)
+
+
+def centre_residual_stream(model: nn.Module) -> int:
+    """Turn LayerNorm into RMSNorm by centring what is written to the residual stream; return how many blocks.
+
+    Every reader of the stream is a LayerNorm, and LN(x + c·1) = LN(x): the mean over channels of the stream is never
+    seen. So let every writer (project_in, each attention's proj, each fc2) subtract its own mean, W' = (I - 11ᵀ/d) W,
+    b' = b - mean(b). Then mean(x) = 0 always, var(x) = mean(x²), and LN(x) = x / sqrt(mean(x²) + ε): RMSNorm, exactly.
+    Not for v2: its GroupNorm subtracts one mean per image, and the mean of a single token is seen. Needs
+    `fold_norm_affine` first.
+    """
+    found = [module for module in model.modules() if isinstance(module, TokenMobileVitBlock) and _is_centrable(module)]
+    for block in found:
+        layers = [layer for layer in block.transformer if isinstance(layer, TokenTransformer)]
+        for writer in (block.project_in, *(layer.attention.proj for layer in layers), *(lay.fc2 for lay in layers)):
+            centre_outputs(writer)
+        for owner, name in [(block, "norm"), *((lay, n) for lay in layers for n in ("norm1", "norm2"))]:
+            setattr(owner, name, RMSNorm(getattr(owner, name).eps))
+    return len(found)
+
+
+def _is_centrable(block: TokenMobileVitBlock) -> bool:
+    norms = [block.norm, *(norm for layer in block.transformer for norm in (layer.norm1, layer.norm2))]
+    return all(isinstance(norm, nn.LayerNorm) and norm.weight is None for norm in norms)
+
+
+def _set_cores(model: nn.Module, core: type[SdpaCore]) -> int:
+    found = [module for module in model.modules() if isinstance(module, TokenAttention)]
+    for attention in found:
+        attention.core = core(attention.core.heads, attention.core.scale)
+    return len(found)
+
+
+def attention_as_onnx_node(model: nn.Module) -> int:
+    """Write each attention as one `Attention` node of ONNX opset 23; return how many. Same function, no algebra."""
+    return _set_cores(model, OnnxAttentionCore)
+
+
+def attention_as_bmm(model: nn.Module) -> int:
+    """Write each attention as two 3-D batched products around a softmax; return how many.
+
+    (B, heads, N, d) and (B · heads, N, d) are the same numbers: heads are only more independent products.
+    """
+    return _set_cores(model, BmmCore)
+
+
+def silu_as_one_node(model: nn.Module) -> int:
+    """Write each SiLU as one node of ONNX Runtime, QuickGelu(x; α = 1) = x · sigmoid(1 · x); return how many."""
+    found = [name for name, module in model.named_modules(remove_duplicate=False) if type(module) is nn.SiLU]
+    for name in found:
+        model.set_submodule(name, SiLU())
+    return len(found)
+
+
+class MeanByLinear(RMSNorm):
+    """RMSNorm whose mean is a product with the constant row (1/d, …, 1/d)."""
+
+    mean: Tensor
+
+    def __init__(self, eps: float, width: int, like: Tensor) -> None:
+        super().__init__(eps)
+        self.register_buffer("mean", torch.full((1, width), 1 / width, dtype=like.dtype, device=like.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d) to (..., d)."""
+        return x * torch.rsqrt(nn.functional.linear(x * x, self.mean) + self.eps)
+
+
+def mean_as_linear(model: nn.Module) -> int:
+    """Write the mean of each RMSNorm as a linear layer; return how many.
+
+    mean(x²) = (1/d, …, 1/d) · x². ExecuTorch's XNNPACK delegate takes a linear layer but no mean over the last axis,
+    which would cut the net in 49 pieces. Needs `centre_residual_stream` first.
+    """
+    found: list[tuple[nn.Module, str, int, Tensor]] = []
+    for module in model.modules():
+        if isinstance(module, TokenTransformer):
+            found.append((module, "norm1", module.fc1.in_features, module.fc1.weight))
+            found.append((module, "norm2", module.fc1.in_features, module.fc1.weight))
+        elif isinstance(module, TokenMobileVitBlock):
+            found.append((module, "norm", module.project_out.in_features, module.project_out.weight))
+    found = [place for place in found if type(getattr(place[0], place[1])) is RMSNorm]
+    for owner, name, width, like in found:
+        setattr(owner, name, MeanByLinear(getattr(owner, name).eps, width, like))
+    return len(found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,6 +111,11 @@ class OnnxAttentionCore(SdpaCore):
         """Map q, k, v (G, N, heads · d) to (G, N, heads · d)."""
         if not torch.compiler.is_exporting():
             return super().forward(q, k, v)
-        attributes: dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
-        attributes = {"q_num_heads": self.heads, "kv_num_heads": self.heads, "scale": self.scale}
-        return torch.onnx.ops.symbolic("Attention", (q, k, v), attributes, dtype=q.dtype, shape=q.shape, version=23)
+        return torch.onnx.ops.symbolic(
+            "Attention",
+            (q, k, v),
+            {"q_num_heads": self.heads, "kv_num_heads": self.heads, "scale": self.scale},
+            dtype=q.dtype,
+            shape=q.shape,
+            version=23,
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import Attention, Mlp
 from timm.models.mobilevit import MobileVitBlock
@@ -109,7 +111,7 @@ def is_plain(block: MobileVitBlock) -> bool:
     )
 
 
-def _is_plain_layer(layer: nn.Module) -> bool:
+def _is_plain_layer(layer: Any) -> bool:
     if type(layer) is not Block or type(layer.attn) is not Attention or type(layer.mlp) is not Mlp:
         return False
     attention = layer.attn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvMlp
@@ -140,7 +142,7 @@ def is_plain(block: MobileVitV2Block) -> bool:
     )
 
 
-def _is_plain_layer(layer: nn.Module) -> bool:
+def _is_plain_layer(layer: Any) -> bool:
     if type(layer) is not LinearTransformerBlock or type(layer.attn) is not LinearSelfAttention:
         return False
     if type(layer.mlp) is not ConvMlp:

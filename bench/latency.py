@@ -1,0 +1,284 @@
+"""Time candidates in turn, in one process, so that whatever disturbs the machine disturbs them alike.
+
+One round visits every candidate once, in a random order; a visit is one untimed call and a few timed ones. Samples
+that share a round were taken within a fraction of a second of each other, which is what pairs them. Raw seconds are
+kept; every number shown is derived from them in `edgekit.bench.statistics`.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.bench.statistics import median_interval, paired_speedup
+from edgekit.errors import UsageError
+from edgekit.export.session import FloatArray, RuntimeInfo, Session
+
+StopReason = Literal["precise", "budget", "failed"]
+_CHECK_RESAMPLES = 200  # a rough interval decides when to stop; the one that is reported has its own, finer
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """How long and how finely to measure.
+
+    Attributes:
+        warmup_rounds: untimed rounds over all candidates before the first timed one; at least 1.
+        min_rounds: timed rounds before the intervals are looked at.
+        min_time_s: seconds of timed rounds before the intervals are looked at, so that slow disturbances are met.
+        max_time_s: wall-clock budget for everything, warm-up included; at least one timed round is always run.
+        target_halfwidth: stop when every interval's half-width is below this share of its value.
+        visit_s: a visit times as many calls as fit in this, between 1 and `max_calls`.
+        max_calls: most timed calls in one visit.
+        window_s: a call shorter than this is timed several at a time, so that reading the clock (about 0.1 µs)
+            never counts: the sample is then the mean of that many calls.
+        seed: seed of the visiting order and of the bootstrap.
+    """
+
+    warmup_rounds: int = 3
+    min_rounds: int = 30
+    min_time_s: float = 1.0
+    max_time_s: float = 30.0
+    target_halfwidth: float = 0.01
+    visit_s: float = 0.005
+    max_calls: int = 10
+    window_s: float = 100e-6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ("warmup_rounds", "min_rounds", "max_time_s", "target_halfwidth", "visit_s", "max_calls", "window_s")
+        wrong = [f"{name}={getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
+        if wrong:
+            raise UsageError(f"latency settings must be greater than 0, got {', '.join(wrong)}")
+        if not 0 <= self.min_time_s <= self.max_time_s:
+            raise UsageError(f"min_time_s={self.min_time_s} must lie between 0 and max_time_s={self.max_time_s}")
+
+
+@dataclass(frozen=True)
+class LatencySamples:
+    """Raw timings of one candidate.
+
+    Attributes:
+        name: the candidate's name.
+        seconds: (rounds, calls) float64, seconds per call; row i belongs to round `rounds[i]`.
+        rounds: (rounds,) int64 round numbers; equal numbers of two candidates are paired.
+        calls_per_sample: calls that each entry of `seconds` is the mean of; 1 for anything above `window_s`.
+        stopped: why the measurement ended.
+        failure: what the candidate raised, None where it did not. Samples taken before the failure are kept.
+    """
+
+    name: str
+    seconds: NDArray[np.float64]
+    rounds: NDArray[np.int64]
+    calls_per_sample: int
+    stopped: StopReason
+    failure: str | None = None
+
+    @property
+    def per_round_s(self) -> NDArray[np.float64]:
+        """Return the median of each visit, (rounds,) seconds: one paired observation per round."""
+        return np.asarray(np.median(self.seconds, axis=1), dtype=np.float64)
+
+
+def paired_s(baseline: LatencySamples, candidate: LatencySamples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the per-round seconds of both, (shared rounds,) each, of the rounds in which both were timed."""
+    _, at_base, at_own = np.intersect1d(baseline.rounds, candidate.rounds, assume_unique=True, return_indices=True)
+    return baseline.per_round_s[at_base], candidate.per_round_s[at_own]
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """What the first use of a model costs.
+
+    Attributes:
+        load_s: seconds from nothing to a session that can be called.
+        first_inference_s: seconds of its first call, which often compiles or allocates.
+        second_inference_s: seconds of the call after it, for comparison.
+        info: what ran it.
+    """
+
+    load_s: float
+    first_inference_s: float
+    second_inference_s: float
+    info: RuntimeInfo
+
+
+@dataclass
+class _Candidate:
+    """A candidate under measurement."""
+
+    name: str
+    call: Callable[[], object]
+    calls: int = 1
+    calls_per_sample: int = 1
+    rows: list[list[float]] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    failure: str | None = None
+    fastest_s: float = math.inf
+
+    def warm_up(self) -> None:
+        """Call twice and remember the fastest so far; on an exception note it."""
+        try:
+            self.call()
+            nanoseconds = max(1, _timed(self.call, 1, 1)[0])
+        except Exception as e:  # as in visit
+            self.failure = f"{type(e).__name__}: {e}"
+            return
+        self.fastest_s = min(self.fastest_s, nanoseconds * 1e-9)
+
+    def visit(self, round_number: int) -> None:
+        """Take one visit's samples; on an exception note it and take none."""
+        try:
+            # Untimed: brings the weights back into the caches that another candidate has just filled, and lets the
+            # other runtime's worker threads, which spin on for a while after their last call, go to sleep.
+            self.call()
+            ticks = _timed(self.call, self.calls, self.calls_per_sample)
+        except Exception as e:  # whatever a foreign runtime raises must not end the others' measurement
+            self.failure = f"{type(e).__name__}: {e}"
+            return
+        self.rows.append([t * 1e-9 / self.calls_per_sample for t in ticks])
+        self.rounds.append(round_number)
+
+    def samples(self, stopped: StopReason) -> LatencySamples:
+        """Freeze what was measured."""
+        return LatencySamples(
+            name=self.name,
+            seconds=np.asarray(self.rows, dtype=np.float64).reshape(len(self.rows), self.calls),
+            rounds=np.asarray(self.rounds, dtype=np.int64),
+            calls_per_sample=self.calls_per_sample,
+            stopped="failed" if self.failure else stopped,
+            failure=self.failure,
+        )
+
+
+def measure_latency(
+    candidates: Mapping[str, Callable[[], object]], config: LatencyConfig | None = None, *, baseline: str | None = None
+) -> dict[str, LatencySamples]:
+    """Time all candidates in interleaved rounds of random order.
+
+    A candidate that raises is recorded as failed and left out from then on; the others go on.
+
+    Args:
+        candidates: name -> a call that returns when its work is done (a device queue must be waited for).
+        config: how long to measure.
+        baseline: the candidate to pair the others with; the measurement then ends when the paired speed-ups are
+            known well enough. Without one, or with a single candidate, it is the medians that must be.
+
+    Raises:
+        UsageError: there is no candidate, or the baseline is not one of them.
+    """
+    config = config or LatencyConfig()
+    if not candidates:
+        raise UsageError("nothing to measure: no candidate was given")
+    if baseline is not None and baseline not in candidates:
+        raise UsageError(f"the baseline '{baseline}' is not among the candidates: {', '.join(candidates)}")
+    states = [_Candidate(name, call) for name, call in candidates.items()]
+    begin = time.perf_counter()
+    _warm_up(states, config)
+    stopped = _run_rounds(states, config, begin, baseline)
+    return {state.name: state.samples(stopped) for state in states}
+
+
+def measure_cold(open_session: Callable[[], Session], images: FloatArray) -> ColdStart:
+    """Open a session and call it twice, timing each.
+
+    The file may still be in the operating system's cache: this is a cold process or session, not a cold disk.
+
+    Args:
+        open_session: loads the model anew.
+        images: (B, 3, H, W) float32 in [0, 1].
+    """
+    stamps = [time.perf_counter()]
+    session = open_session()
+    stamps.append(time.perf_counter())
+    for _ in range(2):
+        session(images)
+        stamps.append(time.perf_counter())
+    load_s, first_s, second_s = (float(d) for d in np.diff(stamps))
+    return ColdStart(load_s, first_s, second_s, session.info)
+
+
+def _warm_up(states: Sequence[_Candidate], config: LatencyConfig) -> None:
+    """Call every candidate a few times and set how many calls its visits take."""
+    for _ in range(config.warmup_rounds):
+        for state in states:
+            if state.failure is None:
+                state.warm_up()
+    for state in states:
+        if state.failure is None:
+            state.calls_per_sample = max(1, math.ceil(config.window_s / state.fastest_s))
+            sample_s = state.fastest_s * state.calls_per_sample
+            state.calls = min(config.max_calls, max(1, round(config.visit_s / sample_s)))
+
+
+def _run_rounds(states: Sequence[_Candidate], config: LatencyConfig, begin: float, baseline: str | None) -> StopReason:
+    """Run timed rounds until the intervals are narrow or the budget is spent."""
+    order = np.random.default_rng(config.seed)
+    timed_from = time.perf_counter()
+    next_check = config.min_rounds
+    round_number = 0
+    while alive := [s for s in states if s.failure is None]:
+        for at in order.permutation(len(alive)):
+            alive[at].visit(round_number)
+        round_number += 1
+        now = time.perf_counter()
+        if round_number >= next_check and now - timed_from >= config.min_time_s:
+            if _narrow(alive, config, baseline):
+                return "precise"
+            next_check = math.ceil(round_number * 1.25)
+        if now - begin >= config.max_time_s:
+            return "budget"
+    return "failed"
+
+
+def _narrow(states: Sequence[_Candidate], config: LatencyConfig, baseline: str | None) -> bool:
+    """Say whether every interval is narrower than the target."""
+    samples = {s.name: s.samples("precise") for s in states if s.failure is None}
+    base = samples.pop(baseline, None) if baseline is not None else None
+    if base is None or not samples:
+        measured = [*samples.values(), *([base] if base is not None else [])]
+        intervals = [median_interval(s.per_round_s, resamples=_CHECK_RESAMPLES, seed=config.seed) for s in measured]
+    else:
+        intervals = [
+            paired_speedup(*paired_s(base, s), resamples=_CHECK_RESAMPLES, seed=config.seed).interval
+            for s in samples.values()
+        ]
+    return all(i.high - i.low <= 2 * config.target_halfwidth * i.value for i in intervals)
+
+
+def _timed(call: Callable[[], object], samples: int, calls_per_sample: int) -> list[int]:
+    """Return `samples` durations in nanoseconds, each of `calls_per_sample` calls."""
+    clock = time.perf_counter_ns
+    ticks = [0] * samples
+    with _no_garbage_collection():
+        for at in range(samples):
+            start = clock()
+            for _ in repeat(None, calls_per_sample):
+                call()
+            ticks[at] = clock() - start
+    return ticks
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Hold the cyclic garbage collector back.
+
+    A collection costs milliseconds in a process full of objects and hits whichever candidate happens to allocate
+    the object that triggers it. Between visits it may run.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

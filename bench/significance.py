@@ -1,0 +1,125 @@
+"""Say how sure a proportion or a difference of accuracies is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.bench.statistics import Interval
+from edgekit.errors import EdgekitError
+
+BoolArray = NDArray[np.bool_]
+
+
+class ScoreError(EdgekitError):
+    """A score cannot be computed from what a model put out, or from the labels given for it (exit 1)."""
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Test of whether two classifiers are equally often right on the same pictures.
+
+    Attributes:
+        only_first: pictures that only the first gets right.
+        only_second: pictures that only the second gets right.
+        p_exact: two-sided exact binomial p-value; conservative.
+        p_mid: mid-p value, close to the nominal level at any size (Fagerland et al., 2013, BMC Med Res Methodol 13:91).
+    """
+
+    only_first: int
+    only_second: int
+    p_exact: float
+    p_mid: float
+
+
+def wilson(successes: float, total: float, level: float = 0.95) -> Interval:
+    """Return a proportion with Wilson's score interval (Wilson, 1927, JASA 22:209).
+
+    It stays within [0, 1] and stays honest at 0 and 1, where the usual ± interval has no width.
+
+    Args:
+        successes: number of successes, between 0 and `total`; a fraction where `total` is an effective size.
+        total: number of independent trials, > 0.
+        level: coverage, within (0, 1).
+    """
+    if not 0 <= successes <= total or total <= 0:
+        raise ScoreError(f"a proportion needs 0 <= successes <= total and total > 0, got {successes} of {total}")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = successes / total
+    spread = 1 + z * z / total
+    centre = (share + z * z / (2 * total)) / spread
+    half = z / spread * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    # at 0 and 1 the bound is the value itself; rounding must not put it on the wrong side
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), level)
+
+
+def mcnemar(first_right: BoolArray, second_right: BoolArray) -> McNemar:
+    """Test whether two models are equally accurate on the same pictures (McNemar, 1947).
+
+    Args:
+        first_right: (N,) bool, whether the first model is right on each picture.
+        second_right: (N,) bool, the same pictures in the same order.
+
+    Raises:
+        ScoreError: the shapes differ, or there is no picture.
+    """
+    only_first, only_second = _discordant(first_right, second_right)
+    total, smaller = only_first + only_second, min(only_first, only_second)
+    if total == 0:
+        return McNemar(0, 0, 1.0, 1.0)
+    # in logarithms: 2**-total underflows from 1075 discordant pictures on
+    at_or_below = [
+        math.exp(math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) - total * math.log(2))
+        for k in range(smaller + 1)
+    ]
+    tail = 2 * math.fsum(at_or_below)
+    p_exact = min(1.0, tail)
+    # mid-p counts half of the observed outcome on each side; at a perfect tie the two sides are the same outcome
+    p_mid = 1.0 - at_or_below[-1] / 2 if only_first == only_second else tail - at_or_below[-1]
+    return McNemar(only_first, only_second, p_exact, min(1.0, p_mid))
+
+
+def accuracy_difference(
+    first_right: BoolArray, second_right: BoolArray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Return the accuracy of the first model minus that of the second, with a paired bootstrap interval.
+
+    The pictures are resampled, both models' answers with them. That is the same as drawing the three counts (only
+    the first right, only the second, both or neither) from a multinomial, which is what is done here.
+    With no picture between the models the bootstrap would claim certainty; the rule of three (±3/N) stands in.
+
+    Args:
+        first_right: (N,) bool, whether the first model is right on each picture.
+        second_right: (N,) bool, the same pictures in the same order.
+        level: coverage, within (0, 1).
+        resamples: bootstrap samples.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ScoreError: the shapes differ, or there is no picture.
+    """
+    only_first, only_second = _discordant(first_right, second_right)
+    total = len(first_right)
+    difference = (only_first - only_second) / total
+    if only_first + only_second == 0:
+        bound = min(1.0, -math.log(1 - level) / total)
+        return Interval(0.0, -bound, bound, level)
+    shares = np.array([only_first, only_second, total - only_first - only_second]) / total
+    drawn = np.random.default_rng(seed).multinomial(total, shares, size=resamples)
+    differences = (drawn[:, 0] - drawn[:, 1]) / total
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(difference, float(low), float(high), level)
+
+
+def _discordant(first_right: BoolArray, second_right: BoolArray) -> tuple[int, int]:
+    """Count the pictures that only the first, and only the second model gets right."""
+    first, second = np.asarray(first_right), np.asarray(second_right)
+    if first.dtype != np.bool_ or second.dtype != np.bool_:
+        raise ScoreError(f"right or wrong must be bool, got {first.dtype} and {second.dtype}")
+    if first.ndim != 1 or first.shape != second.shape or not first.size:
+        raise ScoreError(f"the two models must answer the same pictures, got {first.shape} and {second.shape}")
+    return int(np.count_nonzero(first & ~second)), int(np.count_nonzero(second & ~first))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from edgekit.bench.statistics import Interval
 from edgekit.errors import EdgekitError
 
 BoolArray = NDArray[np.bool_]
+AccuracyVerdict = Literal["better", "worse", "inconclusive"]
 
 
 class ScoreError(EdgekitError):
@@ -34,6 +36,42 @@ class McNemar:
     only_second: int
     p_exact: float
     p_mid: float
+
+
+@dataclass(frozen=True)
+class AccuracyComparison:
+    """A candidate's accuracy against a baseline's on the same pictures.
+
+    Attributes:
+        difference: candidate minus baseline, in [-1, 1], with a paired bootstrap interval.
+        test: McNemar's test; its first model is the candidate.
+        verdict: "better" or "worse" only where the mid-p value is below 1 - level.
+    """
+
+    difference: Interval
+    test: McNemar
+    verdict: AccuracyVerdict
+
+
+def compare_accuracy(
+    candidate_right: BoolArray, baseline_right: BoolArray, *, level: float = 0.95, seed: int = 0
+) -> AccuracyComparison:
+    """Compare two models on the same pictures and call a difference one only when it is.
+
+    Args:
+        candidate_right: (N,) bool, whether the candidate is right on each picture.
+        baseline_right: (N,) bool, the same pictures in the same order.
+        level: coverage of the interval; 1 - level is the test's level.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ScoreError: the shapes differ, or there is no picture.
+    """
+    test = mcnemar(candidate_right, baseline_right)
+    difference = accuracy_difference(candidate_right, baseline_right, level=level, seed=seed)
+    if test.p_mid >= 1 - level:
+        return AccuracyComparison(difference, test, "inconclusive")
+    return AccuracyComparison(difference, test, "better" if test.only_first > test.only_second else "worse")
 
 
 def wilson(successes: float, total: float, level: float = 0.95) -> Interval:

@@ -21,9 +21,9 @@ Verdict = Literal["faster", "slower", "inconclusive"]
 
 PERCENTILES = (50, 90, 95, 99)
 MINIMUM_EFFECT = 0.02
-"""Speed-ups within ±2 % are not called one. The same file loaded twice differs reproducibly by up to 1 % (where its
-buffers happen to lie in memory), which no number of rounds averages away: without this margin 6 to 12 of 20 such
-pairs were called different, with 1 % none was, and a true 5 % was still found every time at 2 %."""
+"""Speed-ups within ±2 % are not called one. Equal candidates differ reproducibly by up to 1 % within one process (where
+their buffers happen to lie in memory), and no number of rounds averages that away: without a margin 6 to 17 of 20
+equal pairs were called different, with 1 % none was, and a true 5 % was still found every time with 2 %."""
 _FEWEST_ROUNDS = 10
 """Below this a percentile interval of a median is the range of the data, and its coverage unknown."""
 _BATCH = 4_000_000  # resampled values held at once: 32 MB
@@ -85,21 +85,21 @@ def summarize(seconds: Float64, *, resamples: int = 2000, seed: int = 0) -> Late
     samples = _check(seconds)
     by_round = samples.reshape(len(samples), -1)
     p50, p90, p95, p99 = (float(p) for p in np.percentile(samples, PERCENTILES))
-    round_means, round_medians = by_round.mean(axis=1), np.median(by_round, axis=1)
     return LatencySummary(
         samples=samples.size,
         p50_s=p50,
         p90_s=p90,
         p95_s=p95,
         p99_s=p99,
-        mean_s=_interval(round_means, _mean, resamples=resamples, seed=seed),
-        median_s=_interval(round_medians, _median, resamples=resamples, seed=seed),
+        mean_s=_interval(by_round.mean(axis=1), _mean, resamples=resamples, seed=seed),
+        median_s=median_interval(by_round, resamples=resamples, seed=seed),
     )
 
 
-def median_interval(per_round_s: Float64, *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Return the median of (rounds,) values with its 95 % interval."""
-    return _interval(_check(per_round_s), _median, resamples=resamples, seed=seed)
+def median_interval(seconds: Float64, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Return the median over rounds of the median of each round's calls (rounds, calls), with its 95 % interval."""
+    by_round = _check(seconds).reshape(len(seconds), -1)
+    return _interval(np.median(by_round, axis=1), _median, resamples=resamples, seed=seed)
 
 
 def paired_speedup(
@@ -112,17 +112,23 @@ def paired_speedup(
 ) -> Speedup:
     """Return the median over rounds of baseline time / candidate time, with interval and verdict.
 
-    The median of paired ratios was chosen over the ratio of medians by measurement: 20 runs of 55 rounds of a 1.1 ms
-    product of matrices, another process on one of two cores, a planted 5 % slow-down. Standard deviation of the
-    estimate on equal candidates 0.37 % against 0.90 %, largest error 0.97 % against 3.8 %; the slow-down found in 20
-    of 20 runs against 18. Pairing cancels the machine's slow and fast spells; the median ignores the rounds in which
-    only one of the two was interrupted. The mean of paired ratios, and means of the calls within a visit, found far
-    fewer. Blocks of 1, 3 and 8 rounds made no difference there, since pairing leaves little correlation; they are
-    kept for longer spells.
+    The estimator was chosen by measurement: 20 runs of 100 rounds of a small matrix workload, its equal and one of
+    5 % more work, on two cores with three other processes at work. Spread and largest error of the estimate for the
+    equal, verdicts on it, slow-downs found (margin 2 %):
+
+        per round          over rounds        spread   largest   false   found
+        median of 4 calls  ratio of medians   39 %     129 %     1       8
+        median of 4 calls  median of ratios   0.22 %   0.64 %    0       13
+        fastest of 4       ratio of medians   0.19 %   0.68 %    0       20
+        fastest of 4       median of ratios   0.09 %   0.51 %    0       20    <- this one
+
+    With one other process the order is the same. Pairing cancels the machine's slow and fast spells; the fastest call
+    of a visit is the one least interrupted; the median of the ratios ignores the rounds where only one of the two
+    was interrupted throughout. The price: a candidate's own jitter does not show here, but in its p90 and p99.
 
     Args:
-        baseline_s: (rounds,) seconds of the baseline.
-        candidate_s: (rounds,) seconds of the candidate in the same rounds.
+        baseline_s: (rounds,) seconds of the baseline, the fastest call of each round.
+        candidate_s: (rounds,) seconds of the candidate in the same rounds, of as many calls each.
         minimum_effect: relative difference below which no verdict is given, in [0, 1).
         resamples: bootstrap samples.
         seed: seed of the bootstrap.
@@ -154,7 +160,8 @@ def _interval(
 ) -> Interval:
     """Return a statistic of (rounds,) values with its percentile interval under the circular block bootstrap."""
     rounds = len(values)
-    # rounds^(1/3) is the rate at which the best block length grows (Künsch, 1989)
+    # rounds^(1/3) is the rate at which the best block length grows (Künsch, 1989). For paired ratios blocks of 1, 3
+    # and 8 gave the same verdicts; for the mean of one candidate slow spells are long and blocks matter.
     block = max(1, round(rounds ** (1 / 3)))
     blocks = -(-rounds // block)
     random = np.random.default_rng(seed)

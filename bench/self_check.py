@@ -1,0 +1,170 @@
+"""Measure the measuring: are equal models called equal, is a real difference found, does timing cost time?
+
+    python -m edgekit.bench.self_check --repeats 20
+
+Runs on any machine in a few minutes. The workload is small matrix products (below the size at which BLAS starts
+threads), the disturbance a process that keeps one core busy throughout.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import click
+import numpy as np
+
+from edgekit.bench.latency import LatencyConfig, measure_latency, paired_s
+from edgekit.bench.machine import describe_machine
+from edgekit.bench.statistics import Speedup, paired_speedup
+
+_SIDE = 64
+"""OpenBLAS stays on one thread up to 64³ multiplications."""
+
+Workload = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class VerdictCheck:
+    """Verdicts over repeated measurements of a workload, of its equal, and of one that is slower by a known share.
+
+    Attributes:
+        equal: the speed-up of the equal workload in each repeat; every verdict but "inconclusive" is false.
+        slowed: the speed-up of the slowed workload in each repeat; the right verdict is "slower".
+        seconds: wall-clock time of all repeats.
+    """
+
+    equal: tuple[Speedup, ...]
+    slowed: tuple[Speedup, ...]
+    seconds: float
+
+    @property
+    def false_verdicts(self) -> int:
+        """Count the repeats in which equal workloads were called different."""
+        return sum(s.verdict != "inconclusive" for s in self.equal)
+
+    @property
+    def found(self) -> int:
+        """Count the repeats in which the slow-down was called one."""
+        return sum(s.verdict == "slower" for s in self.slowed)
+
+
+def matrix_workload(products: int) -> Workload:
+    """Return a call that multiplies two small matrices `products` times, on buffers of its own."""
+    left = np.random.default_rng(0).standard_normal((_SIDE, _SIDE)).astype(np.float32)
+    out = np.empty_like(left)
+
+    def run() -> None:
+        for _ in range(products):
+            np.matmul(left, left, out=out)
+
+    return run
+
+
+def products_for(latency_s: float) -> int:
+    """Return how many products take about `latency_s` here, a multiple of 20 so that 5 % more is a whole number."""
+    probe = matrix_workload(100)
+    fastest_s = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        probe()
+        fastest_s = min(fastest_s, (time.perf_counter() - start) / 100)
+    return max(20, 20 * round(latency_s / fastest_s / 20))
+
+
+@contextmanager
+def busy_core(limit_s: float = 3600.0) -> Iterator[None]:
+    """Keep one core busy with another process while the block runs; the process ends itself after `limit_s`."""
+    program = f"import time\nend = time.monotonic() + {limit_s}\nwhile time.monotonic() < end: pass"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def check_verdicts(
+    make: Callable[[int], Workload], amount: int, repeats: int, config: LatencyConfig | None = None
+) -> VerdictCheck:
+    """Compare a workload with its equal and with one of 5 % more work, `repeats` times over.
+
+    Args:
+        make: returns a fresh workload of a given amount; called anew for each candidate and repeat, as a model is
+            loaded anew.
+        amount: the amount, a multiple of 20.
+        repeats: independent measurements.
+        config: how each is measured; its seed is replaced by the number of the repeat.
+    """
+    base_config = config or LatencyConfig(max_time_s=6.0)
+    equal, slowed = [], []
+    start = time.perf_counter()
+    for seed in range(repeats):
+        candidates = {"base": make(amount), "equal": make(amount), "slowed": make(amount * 21 // 20)}
+        samples = measure_latency(candidates, replace(base_config, seed=seed), baseline="base")
+        equal.append(paired_speedup(*paired_s(samples["base"], samples["equal"]), seed=seed))
+        slowed.append(paired_speedup(*paired_s(samples["base"], samples["slowed"]), seed=seed))
+    return VerdictCheck(tuple(equal), tuple(slowed), time.perf_counter() - start)
+
+
+def check_overhead(call: Workload, pairs: int = 20, calls: int = 50) -> float:
+    """Return measured latency over that of a bare loop around the call, minus 1; the median over paired repeats.
+
+    The loop reads the clock once per ten calls; both sides are medians, taken right after each other.
+    """
+    ratios = []
+    for pair in range(pairs):
+        config = LatencyConfig(min_rounds=calls // 5, min_time_s=0.0, max_time_s=1.0, target_halfwidth=1e9, seed=pair)
+        if pair % 2:
+            measured_s, bare_s = _measured_s(call, config), _bare_s(call, calls)
+        else:
+            bare_s, measured_s = _bare_s(call, calls), _measured_s(call, config)
+        ratios.append(measured_s / bare_s)
+    return float(np.median(ratios)) - 1
+
+
+def _measured_s(call: Workload, config: LatencyConfig) -> float:
+    return float(np.median(measure_latency({"call": call}, config)["call"].seconds))
+
+
+def _bare_s(call: Workload, calls: int) -> float:
+    per_call_s = []
+    for _ in range(calls // 10):
+        start = time.perf_counter()
+        for _ in range(10):
+            call()
+        per_call_s.append((time.perf_counter() - start) / 10)
+    return float(np.median(per_call_s))
+
+
+@click.command()
+@click.option("--repeats", default=20, show_default=True, help="Independent measurements.")
+@click.option("--latency-ms", default=1.5, show_default=True, help="Length of the workload.")
+@click.option("--quiet-machine", is_flag=True, help="Start no process that keeps a core busy.")
+def main(repeats: int, latency_ms: float, quiet_machine: bool) -> None:
+    """Check on this machine that equal models are called equal and a 5 % slow-down is found."""
+    for warning in describe_machine().warnings:
+        click.echo(warning)
+    amount = products_for(latency_ms * 1e-3)
+    overhead = check_overhead(matrix_workload(products_for(1e-3)))
+    with nullcontext() if quiet_machine else busy_core():
+        check = check_verdicts(matrix_workload, amount, repeats)
+    ratios = {
+        name: [s.interval.value for s in pairs] for name, pairs in (("equal", check.equal), ("5 %", check.slowed))
+    }
+    click.echo(f"equal workload:  {check.false_verdicts} false verdicts in {repeats}, {_spread(ratios['equal'])}")
+    click.echo(f"5 % more work:   found {check.found} times in {repeats}, {_spread(ratios['5 %'])}")
+    click.echo(f"overhead:        {100 * overhead:+.2f} % on 1 ms beside a bare loop")
+    click.echo(f"{check.seconds / repeats:.1f} s per measurement of three candidates")
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"speed-up {np.median(ratios):.4f} (from {min(ratios):.4f} to {max(ratios):.4f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgekit.errors import EdgekitError, OutputExistsError
@@ -27,26 +27,24 @@ class WriteError(EdgekitError):
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it to `target` if the block succeeds, else remove it.
 
+    A link is written through: the file it names is replaced, the link stays.
+
     Raises:
-        WriteError: the folder cannot be written or the disk is full.
+        WriteError: the folder cannot be written, the disk is full, or `target` is a folder or a device.
     """
-    temporary: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; ours are ordinary files
-        temporary.replace(target)
-    except OSError as e:
-        raise WriteError(f"cannot write {target}: {e.strerror or e}. Nothing that was there has changed.") from e
-    finally:
-        if temporary is not None:
+    target = _resolve(target)
+    temporary = _beside(target, target.suffix)
+    with _refused_writes(target, temporary):
+        if target.exists() and not target.is_file():  # a rename would replace even /dev/null
+            raise WriteError(f"cannot write {target}: it is there and not a regular file. Choose another -o/--output.")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch(exist_ok=False)
+            yield temporary
+            _flush(temporary)
+            temporary.replace(target)
+            _flush(target.parent)
+        finally:
             temporary.unlink(missing_ok=True)
 
 
@@ -71,28 +69,27 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a fresh folder beside `target`; move it into place if the block succeeds, else remove it.
 
     Raises:
-        OutputExistsError: `target` is already there, not empty, and `overwrite` is false.
+        OutputExistsError: `target` is already there, not empty, and `overwrite` is false; or it holds the working
+            folder or the home folder, which are never replaced.
         WriteError: the folder cannot be written or the disk is full.
     """
-    refuse_existing(target, overwrite=overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as e:
-        raise WriteError(f"cannot write {target}: {e.strerror or e}.") from e
-    try:
-        yield fresh
-        fresh.chmod(0o755)
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as e:
-        raise WriteError(f"cannot write {target}: {e.strerror or e}. Nothing that was there has changed.") from e
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    target = _resolve(target)
+    old, fresh = target.with_name(f".{target.name}.old"), _beside(target, "")
+    with _refused_writes(target, fresh):
+        if old.exists() and not target.exists():
+            old.rename(target)  # an earlier run was killed between the two renames of _swap: give its content back
+        refuse_existing(target, overwrite=overwrite)
+        _refuse_precious(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh.mkdir()
+            yield fresh
+            for path in (*fresh.rglob("*"), fresh):
+                _flush(path)
+            _swap(fresh, target, old)
+            _flush(target.parent)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
@@ -103,6 +100,79 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """
     if overwrite or not target.exists():
         return
-    if target.is_dir() and not any(target.iterdir()):
+    if target.is_dir() and os.access(target, os.R_OK) and not any(target.iterdir()):
         return
     raise OutputExistsError(f"{target} exists already. Choose another -o/--output, or pass --overwrite to replace it.")
+
+
+def _refuse_precious(target: Path) -> None:
+    for name, folder in (("working", Path.cwd()), ("home", Path.home())):
+        if folder.resolve().is_relative_to(target):
+            raise OutputExistsError(
+                f"{target} holds the {name} folder and is not replaced. Choose another -o/--output."
+            )
+
+
+def _swap(fresh: Path, target: Path, old: Path) -> None:
+    """Put `fresh` in the place of `target`; if that fails, `target` is what it was."""
+    _remove(old)
+    had_old = target.exists()
+    if had_old:
+        target.rename(old)
+    try:
+        fresh.rename(target)
+    except BaseException:
+        if had_old:
+            old.rename(target)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _resolve(target: Path) -> Path:
+    """Follow links, so that what they name is replaced and not they; gives "." a name, too."""
+    return Path(os.path.realpath(target))
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    """Return an unused hidden name in the same folder (the same disk) that keeps the suffix and is not too long."""
+    # not from `tempfile`, which makes private files: ours get the rights that any new file gets
+    return target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}{suffix}")
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has it: a rename may otherwise outlive a power cut that its content does not."""
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        with suppress(OSError):  # Windows cannot open a folder, and some network disks cannot flush one
+            _fsync(path, os.O_RDONLY)
+    else:
+        _fsync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes writable files only
+
+
+def _fsync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _refused_writes(target: Path, temporary: Path) -> Iterator[None]:
+    """Turn an OSError about our own files into a WriteError; one that names another file is not about this write."""
+    try:
+        yield
+    except OSError as e:
+        if isinstance(e.filename, str):
+            named = Path(e.filename)
+            if not (named.is_relative_to(temporary) or target.is_relative_to(named)):
+                raise
+        raise WriteError(f"cannot write {target}: {e.strerror or e}. Nothing that was there has changed.") from e

@@ -211,7 +211,7 @@ def _cells(file: Path, line: int, row: Sequence[str], columns: dict[str, int]) -
 
 def _key(path: str, folder: Path) -> str:
     plain = Path(os.path.normpath(path))  # "a//./b.jpg" and "a/b.jpg" are one file and get one key
-    here = folder.absolute()
+    here = Path(os.path.normpath(folder.absolute()))
     return (plain.relative_to(here) if plain.is_relative_to(here) else plain).as_posix()
 
 

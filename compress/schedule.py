@@ -25,6 +25,7 @@ class ScheduleConfig(BaseModel):
 
     name: ScheduleName = "cosine"
     warmup_epochs: float = Field(0.0, ge=0, description="linear rise from start_factor, before any schedule")
+    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="the same as a share of the run; adds to warmup_epochs")
     start_factor: float = Field(0.04, ge=0, le=1, description="factor at step 0 of a warm-up and of one-cycle")
     min_factor: float = Field(0.0, ge=0, le=1, description="the lowest factor, all schedules")
     step_epochs: float = Field(30.0, gt=0, description="step: epochs between two decays")
@@ -39,14 +40,18 @@ class ScheduleConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_warm_up_only(self) -> ScheduleConfig:
-        if self.name == "one-cycle" and self.warmup_epochs > 0:
+        if self.name == "one-cycle" and self.warmup(1.0) > 0:
             raise ValueError("one-cycle has its own warm-up (peak_fraction): set warmup_epochs to 0")
         return self
+
+    def warmup(self, total_epochs: float) -> float:
+        """Return the epochs of warm-up in a run of `total_epochs`."""
+        return self.warmup_epochs + self.warmup_fraction * total_epochs
 
 
 def _progress(epoch: float, total_epochs: float, config: ScheduleConfig) -> float:
     """Return the part in [0, 1] of the run after warm-up that is done."""
-    return min(1.0, max(0.0, (epoch - config.warmup_epochs) / (total_epochs - config.warmup_epochs)))
+    return min(1.0, max(0.0, (epoch - config.warmup(total_epochs)) / (total_epochs - config.warmup(total_epochs))))
 
 
 def _half_cosine(progress: float, low: float) -> float:
@@ -105,7 +110,7 @@ def cosine_restarts(epoch: float, total_epochs: float, config: ScheduleConfig) -
 
     Each cycle begins again at 1: a jump of the rate that costs accuracy for many epochs.
     """
-    into = max(0.0, epoch - config.warmup_epochs)
+    into = max(0.0, epoch - config.warmup(total_epochs))
     length = config.t_0
     if config.t_mult == 1.0:
         into -= length * _whole(into / length)
@@ -146,17 +151,18 @@ def factor(config: ScheduleConfig, epoch: float, total_epochs: float, history: S
     Raises:
         UsageError: the run is empty, not longer than its warm-up, or `epoch` is negative.
     """
-    if not total_epochs > config.warmup_epochs:
+    warmup = config.warmup(total_epochs)
+    if not total_epochs > warmup:
         raise UsageError(
-            f"a run of {total_epochs:g} epochs is not longer than its warm-up of {config.warmup_epochs:g}. "
+            f"a run of {total_epochs:g} epochs is not longer than its warm-up of {warmup:g}. "
             "Give more epochs or a lower warmup_epochs."
         )
     if not epoch >= 0:
         raise UsageError(f"epoch {epoch:g} is not a place in a run: give 0 or more.")
     shape = SCHEDULES[config.name]
-    if epoch < config.warmup_epochs:
-        risen = config.start_factor + (1.0 - config.start_factor) * epoch / config.warmup_epochs
-        return risen * shape(config.warmup_epochs, total_epochs, config)
+    if epoch < warmup:
+        risen = config.start_factor + (1.0 - config.start_factor) * epoch / warmup
+        return risen * shape(warmup, total_epochs, config)
     planned = shape(epoch, total_epochs, config)
     return planned * plateau_factor(history, config) if config.name == "plateau" else planned
 
@@ -222,7 +228,7 @@ def planned_jumps(
     """
     if steps_per_epoch < 1:
         raise UsageError(f"{steps_per_epoch} steps per epoch: give 1 or more.")
-    rises_until = config.peak_fraction * total_epochs if config.name == "one-cycle" else config.warmup_epochs
+    rises_until = config.peak_fraction * total_epochs if config.name == "one-cycle" else config.warmup(total_epochs)
     jumps = []
     before = math.inf
     for at in range(math.ceil(rises_until * steps_per_epoch), math.ceil(total_epochs * steps_per_epoch)):

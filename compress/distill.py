@@ -1,0 +1,300 @@
+"""Distillation from start to end: data, teacher, student, training, summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekit.atomic import refuse_existing
+from edgekit.compress.distill_task import DistillData, DistillTask
+from edgekit.compress.loop import FitResult, fit, pick_device
+from edgekit.compress.pixels import PixelStore, decode_eval, decode_train
+from edgekit.compress.plots import plot_run
+from edgekit.compress.probe import ClassHead, fit_probe
+from edgekit.compress.progress import TrainingDisplay
+from edgekit.compress.recipe import Recipe
+from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.teacher_store import TeacherTable, TeachPlan, read_embeddings, teach
+from edgekit.data import ImageDataset, check_broken, load_dataset
+from edgekit.errors import UsageError
+from edgekit.models.complexity import measure_complexity
+from edgekit.models.prompts import TEMPLATES
+from edgekit.models.spec import StudentSpec
+from edgekit.models.student import Student, build_student, check_arch, student_preprocess
+from edgekit.models.teacher import Teacher, load_teacher
+from edgekit.terminal import Terminal, human_bytes, human_count, percent
+
+STORE_SCALE = 1.25
+"""Training pictures are kept a little larger than the student's input, so that crops need not be blown up much."""
+DEFAULT_EMBED_DIM = 512
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What to distill.
+
+    Attributes:
+        data: folder or CSV (`edgekit.data.load_dataset`).
+        output: the run folder.
+        recipe: loss weights, optimisation, augmentation.
+        student: timm name; one with a tag ("mobilevit_xxs.cvnets_in1k") starts from timm's hub weights.
+        image_size: side of the student's input in pixels.
+        student_weights: local weights that the backbone starts from.
+        teacher: see `edgekit.models.teacher.load_teacher`.
+        teacher_embeddings: precomputed embeddings, instead of a teacher.
+        templates: prompt templates with a {} for the class name.
+        val_fraction: where the data has no validation split of its own.
+        max_broken: share of unreadable pictures that is tolerated.
+        teacher_cache: where teacher stores are kept; None puts them beside the run folder.
+    """
+
+    data: Path
+    output: Path
+    recipe: Recipe
+    student: str = "mobilevit_xxs"
+    image_size: int = 256
+    student_weights: Path | None = None
+    teacher: str | None = None
+    teacher_embeddings: Path | None = None
+    templates: tuple[str, ...] = TEMPLATES
+    val_fraction: float | None = None
+    max_broken: float = 0.01
+    teacher_cache: Path | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot work, before any work is done.
+
+        Raises:
+            UsageError: the teacher is missing, double, or not used; or the student is unknown.
+        """
+        given = [o for o, v in (("--teacher", self.teacher), ("--teacher-embeddings", self.teacher_embeddings)) if v]
+        if len(given) > 1:
+            raise UsageError("--teacher and --teacher-embeddings exclude each other; give one")
+        if self.recipe.needs_teacher and not given:
+            raise UsageError(
+                "no teacher given: pass --teacher ARCH:TAG, --teacher FILE.onnx or --teacher-embeddings FILE.npz; "
+                "or train without one with --alpha 0 --beta 0"
+            )
+        check_arch(self.student)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved settings, for config.yaml."""
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        return {**plain, "templates": list(self.templates), "recipe": self.recipe.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class DistillSummary:
+    """What a distillation reached, for the terminal, run.json and --json."""
+
+    result: FitResult
+    facts: Mapping[str, Any]
+
+
+def distill(
+    config: DistillConfig, terminal: Terminal, *, overwrite: bool = False, resume: bool = False
+) -> DistillSummary:
+    """Train a student from a frozen teacher and leave a run folder.
+
+    Raises:
+        EdgekitError: any of the errors that data, teacher, student and training name.
+    """
+    config.check()
+    if not resume:
+        refuse_existing(config.output, overwrite=overwrite)
+    run = RunFolder(config.output)
+    dataset = load_dataset(config.data, val_fraction=config.val_fraction, seed=config.recipe.fit.seed)
+    # built before the pictures are read: a wrong image size shows in a second, not after minutes
+    contract = student_preprocess(config.student, config.image_size)
+    train, val, dataset = _decode(config, dataset, contract, terminal)
+    teacher, table = _teach(config, train, val, terminal)
+    head = _class_head(config, teacher, table, train, dataset)
+    torch.manual_seed(config.recipe.fit.seed)
+    spec = StudentSpec(
+        config.student.partition(".")[0],
+        table.embed_dim if table is not None else DEFAULT_EMBED_DIM,
+        dataset.classes,
+        contract,
+    )
+    student = build_student(spec, weights=config.student_weights, pretrained="." in config.student)
+    if config.recipe.init_classifier and head is not None:
+        _start_from_teacher(student, head)
+    teacher_facts = _describe_teacher(config, teacher, table, head, val)
+    student_facts = _describe_student(student)
+    if not resume or not run.path.exists():
+        _clear(run)
+        run.create(config.to_dict(), {"seed": config.recipe.fit.seed, "data": _data_facts(dataset, train, val)})
+    run.update_facts({"teacher": teacher_facts, "student": student_facts})
+    _announce(terminal, dataset, teacher_facts, student_facts)
+    task = DistillTask(student, config.recipe, DistillData(train, val, table, head))
+    result = fit(task, config.recipe.fit, run, display=TrainingDisplay(terminal), resume=resume)
+    return _summarise(run, task, result, terminal)
+
+
+def _decode(
+    config: DistillConfig, dataset: ImageDataset, contract: Any, terminal: Terminal
+) -> tuple[PixelStore, PixelStore, ImageDataset]:
+    scratch = config.output.parent
+    with terminal.bar("reading pictures", len(dataset.train) + len(dataset.val)) as advance:
+        size = math.ceil(contract.image_size * STORE_SCALE)
+        train = decode_train(dataset.train, size, scratch=scratch, advance=advance)
+        val = decode_eval(dataset.val, contract, scratch=scratch, advance=advance)
+    broken = train.broken | val.broken
+    check_broken(broken, len(dataset.train) + len(dataset.val), config.max_broken)
+    for reason in broken.values():
+        terminal.warn(f"skipped: {reason}")
+    return train, val, dataset.without(broken.keys())
+
+
+def _teach(
+    config: DistillConfig, train: PixelStore, val: PixelStore, terminal: Terminal
+) -> tuple[Teacher | None, TeacherTable | None]:
+    recipe = config.recipe
+    if not recipe.needs_teacher:
+        return None, None
+    if config.teacher_embeddings is not None:
+        return None, read_embeddings(config.teacher_embeddings, train.samples, val.samples)
+    assert config.teacher is not None
+    teacher = load_teacher(config.teacher, pick_device(recipe.fit))
+    plan = TeachPlan(train.samples, train.aspects, val.samples, recipe.augment, recipe.views, recipe.fit.seed)
+    cache = config.teacher_cache or config.output.parent / "teacher-store"
+    views = recipe.views or 2
+    with terminal.bar(
+        f"teacher embeds {views} views of each picture", len(train.samples) + len(val.samples)
+    ) as advance:
+        return teacher, teach(teacher, plan, cache, advance=advance)
+
+
+def _class_head(
+    config: DistillConfig,
+    teacher: Teacher | None,
+    table: TeacherTable | None,
+    train: PixelStore,
+    dataset: ImageDataset,
+) -> ClassHead | None:
+    if table is None:
+        return None
+    weights = teacher.class_scores(dataset.classes, config.templates) if teacher is not None else None
+    if weights is not None:
+        weights = weights.cpu()
+        return ClassHead(weights, torch.zeros(len(weights)), "prompts")
+    labels = torch.tensor([-1 if s.label is None else s.label for s in train.samples])
+    embeddings = torch.from_numpy(table.train.astype(np.float32))
+    return fit_probe(embeddings, labels, len(dataset.classes), seed=config.recipe.fit.seed)
+
+
+@torch.no_grad()
+def _start_from_teacher(student: Student, head: ClassHead) -> None:
+    student.classifier.weight.copy_(head.weight)
+    student.classifier.bias.copy_(head.bias)
+
+
+def _describe_teacher(
+    config: DistillConfig, teacher: Teacher | None, table: TeacherTable | None, head: ClassHead | None, val: PixelStore
+) -> dict[str, Any] | None:
+    if table is None or head is None:
+        return None
+    labels = torch.tensor([s.label for s in val.samples])
+    scores = head(torch.from_numpy(table.val.astype(np.float32)))
+    return {
+        "name": config.teacher or str(config.teacher_embeddings),
+        "fingerprint": teacher.fingerprint() if teacher is not None else None,
+        "parameters": teacher.parameters if teacher is not None else None,
+        "embed_dim": table.embed_dim,
+        "views": table.train.shape[1],
+        "class_scores": head.source,
+        "val_acc": float((scores.argmax(1) == labels).float().mean()),
+    }
+
+
+def _describe_student(student: nn.Module) -> dict[str, Any]:
+    assert isinstance(student, Student)
+    cost = measure_complexity(student, student.spec.image_size)
+    return {
+        "arch": student.spec.arch,
+        "image_size": student.spec.image_size,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "size_bytes": cost.size_bytes,
+    }
+
+
+def _data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> dict[str, Any]:
+    return {
+        "root": str(dataset.root),
+        "fingerprint": dataset.fingerprint(),
+        "classes": list(dataset.classes),
+        "train": len(train.samples),
+        "labelled": sum(s.label is not None for s in train.samples),
+        "val": len(val.samples),
+        "broken": sorted({*train.broken, *val.broken}),
+    }
+
+
+def _clear(run: RunFolder) -> None:
+    """Take away what a replaced run left, so that nothing of it is mistaken for this one."""
+    for path in (run.metrics_path, run.state_path, run.path / DistillTask.checkpoint_name, run.path / "run.json"):
+        path.unlink(missing_ok=True)
+
+
+def _announce(
+    terminal: Terminal, dataset: ImageDataset, teacher: Mapping[str, Any] | None, student: Mapping[str, Any]
+) -> None:
+    unlabelled = sum(s.label is None for s in dataset.train)
+    note = f" ({unlabelled} of them unlabelled)" if unlabelled else ""
+    terminal.say(f"data     {len(dataset.train)} train{note}, {len(dataset.val)} val, {len(dataset.classes)} classes")
+    if teacher is None:
+        terminal.say("teacher  none")
+    else:
+        size = f"{human_count(teacher['parameters'])} parameters, " if teacher["parameters"] else ""
+        terminal.say(
+            f"teacher  {teacher['name']}: {size}{teacher['embed_dim']}-d, {teacher['views']} views; "
+            f"{percent(teacher['val_acc'])} val accuracy by {teacher['class_scores']}"
+        )
+    terminal.say(
+        f"student  {student['arch']} at {student['image_size']} px: {human_count(student['parameters'])} parameters, "
+        f"{human_count(student['macs'])} MACs, {human_bytes(student['size_bytes'])}"
+    )
+
+
+def _summarise(run: RunFolder, task: DistillTask, result: FitResult, terminal: Terminal) -> DistillSummary:
+    facts = run.facts()
+    teacher, student = facts["teacher"], facts["student"]
+    best = next((row for row in result.rows if row["epoch"] == result.best_epoch), {})
+    summary = {
+        "best_epoch": result.best_epoch,
+        "val_acc": result.best,
+        "last_val_acc": result.last,
+        "agreement": best.get("agreement"),
+        "cosine": best.get("cosine"),
+        "seconds": result.seconds,
+        "compression": teacher["parameters"] / student["parameters"] if teacher and teacher["parameters"] else None,
+    }
+    run.update_facts({"summary": summary})
+    teacher_acc = teacher["val_acc"] if teacher else None
+    if result.rows:
+        plot_run(result.rows, run.plots / "training.png", teacher_acc=teacher_acc, title=str(run.path))
+    terminal.heading("Summary")
+    terminal.say(
+        f"student  {percent(result.best)} val accuracy at epoch {result.best_epoch} (last epoch {percent(result.last)}), "
+        f"n = {len(task.data.val.samples)}"
+    )
+    if teacher:
+        gap = 100 * (result.best - teacher["val_acc"])
+        terminal.say(
+            f"teacher  {percent(teacher['val_acc'])}; the student is {gap:+.2f} points from it and agrees with it on "
+            f"{percent(summary['agreement'] or 0)} of the pictures"
+        )
+    if summary["compression"]:
+        terminal.say(
+            f"size     {human_count(student['parameters'])} parameters, {summary['compression']:.1f}× fewer than the teacher"
+        )
+    terminal.say(f"run      {run.path}  ({result.seconds:.0f} s of training)")
+    return DistillSummary(result, run.facts())

@@ -1,0 +1,134 @@
+"""Pictures decoded once: training reads pixels from memory (or a memory map), not JPEG files.
+
+A training picture is squeezed whole into a square, so that any crop box can be cut from it for a whole batch at
+once; its aspect is kept beside it. An evaluation picture goes through the preprocessing contract exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekit.data import Sample
+from edgekit.images import ImageError, read_rgb
+from edgekit.preprocess import Preprocess, fit_pixels
+
+IN_MEMORY_BYTES = 2 * 1024**3
+"""Larger stores live in a memory-mapped temporary file, so that an 8 GB laptop still trains."""
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """Decoded pictures.
+
+    Attributes:
+        samples: those that could be read, in order.
+        pixels: (N, S, S, 3) uint8 RGB.
+        aspects: (N,) float32 width / height of the pictures as they are displayed.
+        broken: key → reason of those that could not be read.
+    """
+
+    samples: tuple[Sample, ...]
+    pixels: NDArray[np.uint8]
+    aspects: NDArray[np.float32]
+    broken: dict[str, str]
+
+
+def squeeze_pixels(picture: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Resize a whole picture to (size, size, 3) uint8, whatever its aspect."""
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
+
+
+def decode_train(
+    samples: Sequence[Sample], size: int, *, scratch: Path | None = None, advance: Callable[[int], None] | None = None
+) -> PixelStore:
+    """Decode training pictures, squeezed to `size` × `size`.
+
+    Args:
+        samples: what to read.
+        size: side of the stored square in pixels.
+        scratch: folder for the memory map, where one is needed.
+        advance: called with the number of pictures that are done since the last call.
+    """
+    return _decode(
+        samples, size, lambda path: _squeezed(path, size), scratch=scratch, advance=advance or (lambda count: None)
+    )
+
+
+def decode_eval(
+    samples: Sequence[Sample],
+    contract: Preprocess,
+    *,
+    scratch: Path | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> PixelStore:
+    """Decode pictures through the preprocessing contract, to (N, image_size, image_size, 3)."""
+    return _decode(
+        samples,
+        contract.image_size,
+        lambda path: _fitted(path, contract),
+        scratch=scratch,
+        advance=advance or (lambda count: None),
+    )
+
+
+Decoded = tuple[NDArray[np.uint8], float]
+
+
+def _squeezed(path: Path, size: int) -> Decoded:
+    picture = read_rgb(path, at_least=size)
+    return squeeze_pixels(picture, size), picture.width / picture.height
+
+
+def _fitted(path: Path, contract: Preprocess) -> Decoded:
+    picture = read_rgb(path)
+    return fit_pixels(picture, contract), picture.width / picture.height
+
+
+def _decode(
+    samples: Sequence[Sample],
+    size: int,
+    read: Callable[[Path], Decoded],
+    *,
+    scratch: Path | None,
+    advance: Callable[[int], None],
+) -> PixelStore:
+    pixels = _allocate((len(samples), size, size, 3), scratch)
+    aspects = np.ones(len(samples), np.float32)
+    broken: dict[str, str] = {}
+
+    def one(row: int) -> None:
+        try:
+            pixels[row], aspects[row] = read(samples[row].path)
+        except ImageError as e:
+            broken[samples[row].key] = str(e)
+
+    # Pillow decodes and resizes without the interpreter lock, so threads are enough and cost no copies
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for done, _ in enumerate(pool.map(one, range(len(samples)), chunksize=16), start=1):
+            if done % 64 == 0:
+                advance(64)
+    advance(len(samples) % 64)
+    kept = [row for row, sample in enumerate(samples) if sample.key not in broken]
+    for new, old in enumerate(kept):  # in place: a memory map must not be copied into memory
+        if new != old:
+            pixels[new], aspects[new] = pixels[old], aspects[old]
+    good = len(kept)
+    return PixelStore(tuple(samples[row] for row in kept), pixels[:good], aspects[:good], dict(sorted(broken.items())))
+
+
+def _allocate(shape: tuple[int, ...], scratch: Path | None) -> NDArray[np.uint8]:
+    if int(np.prod(shape)) <= IN_MEMORY_BYTES or scratch is None:
+        return np.empty(shape, np.uint8)
+    scratch.mkdir(parents=True, exist_ok=True)
+    # unlinked at once: the space is freed with the process, however it ends
+    with tempfile.TemporaryFile(dir=scratch, suffix=".pixels") as file:
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)

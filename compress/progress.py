@@ -1,0 +1,71 @@
+"""Training as a person watches it: a bar with images/s and time left, and a row per epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+from edgekit.terminal import Terminal
+
+_PARTS = ("loss", "feature", "response", "task", "contrastive")
+_PERCENT = ("train_acc", "val_acc", "agreement")
+_TITLES = {"train_acc": "train %", "val_acc": "val %", "agreement": "agree %", "contrastive": "contrast"}
+
+
+class TrainingDisplay:
+    """Shows `fit` on a terminal; plain rows where there is none."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._columns: list[str] = []
+        self._images = 0
+        self._epochs = 0
+        self._started = time.perf_counter()
+
+    def start(self, epochs: int, steps_per_epoch: int) -> None:
+        """Open the bar."""
+        self._epochs = epochs
+        self._started = time.perf_counter()
+        if self._terminal.verbosity >= 0 and self._terminal.console.is_terminal:
+            self._progress = self._terminal.progress()
+            self._progress.start()
+            self._task = self._progress.add_task("training", total=epochs * steps_per_epoch, rate="")
+
+    def step(self, epoch: int, images: int, loss: float) -> None:
+        """Advance the bar by one step."""
+        self._images += images
+        if self._progress is not None:
+            rate = self._images / (time.perf_counter() - self._started)
+            self._progress.update(
+                self._task,
+                advance=1,
+                description=f"epoch {epoch}/{self._epochs}",
+                rate=f"{rate:.0f} images/s  loss {loss:.3f}",
+            )
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Print the row of a finished epoch; the first one brings the header."""
+        if not self._columns:
+            self._columns = [name for name in (*_PARTS, *_PERCENT) if name in row]
+            titles = [_TITLES.get(name, name) for name in self._columns]
+            self._terminal.say(
+                "epoch  " + "".join(f"{title:>9}" for title in titles) + f"{'lr':>10}{'seconds':>9}  best"
+            )
+        cells = "".join(
+            f"{100 * row[name]:9.2f}" if name in _PERCENT else f"{row[name]:9.4f}"
+            for name in self._columns
+            if name in row
+        )
+        mark = "  *" if row["best"] else ""
+        self._terminal.say(f"{row['epoch']:>5}  {cells}{row['lr']:10.2e}{row['seconds']:9.1f}{mark}")
+
+    def finish(self) -> None:
+        """Close the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

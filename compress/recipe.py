@@ -1,0 +1,170 @@
+"""Everything that decides how a student is trained: a recipe from YAML, changed by flags, checked in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgekit.compress.losses import FeatureLoss
+from edgekit.compress.schedule import ScheduleConfig
+from edgekit.errors import UsageError, did_you_mean
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AugmentConfig(_Frozen):
+    """Random views of a training picture; the teacher sees the same view where it runs on views.
+
+    Attributes:
+        crop_scale: smallest and largest share of the picture's area that a crop keeps; (1, 1) is no crop.
+        crop_ratio: smallest and largest width/height of a crop, relative to the picture's own.
+        flip: probability of a horizontal flip.
+        brightness, contrast, saturation: factors are drawn from [1 − x, 1 + x].
+        erase: probability that a rectangle of 2–20 % of the area is set to the mean (student only).
+    """
+
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (1.0, 1.0)
+    flip: float = Field(0.0, ge=0, le=1)
+    brightness: float = Field(0.0, ge=0, lt=1)
+    contrast: float = Field(0.0, ge=0, lt=1)
+    saturation: float = Field(0.0, ge=0, lt=1)
+    erase: float = Field(0.0, ge=0, le=1)
+
+
+class FitConfig(_Frozen):
+    """What the training loop itself needs, whatever the task.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: samples per optimizer step (over all processes).
+        lr: peak learning rate of AdamW.
+        weight_decay: decoupled; not applied to biases, norms and other vectors when `decay_matrices_only`.
+        schedule: learning-rate factor over time.
+        ema_decay: exponential moving average of the weights, used for evaluation and export; 0 is off.
+        clip_norm: largest global gradient norm; 0 is off.
+        seed: all randomness is a function of (seed, epoch, sample index).
+        device: "auto" takes cuda, then mps, then cpu.
+        precision: "bf16" runs autocast; "fp32" does not.
+        channels_last: memory format of the pictures and weights; faster convolutions on CPUs and tensor cores.
+    """
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    decay_matrices_only: bool = False
+    schedule: ScheduleConfig = ScheduleConfig(name="cosine")
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    clip_norm: float = Field(0.0, ge=0)
+    seed: int = 0
+    device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+
+
+class Recipe(_Frozen):
+    """A distillation recipe: loss weights, optimisation, augmentation.
+
+    The loss is α·feature + β·response + γ·task (`edgekit.compress.losses`).
+
+    Attributes:
+        alpha, beta, gamma: weights of the feature, response and task losses.
+        temperature: T of the response loss.
+        feature_loss: "cosine" or "mse".
+        label_smoothing: of the task loss.
+        views: augmented views per picture that the teacher embeds once; training cycles through them. 0 means that
+            the teacher sees only the plain picture while the student's view is augmented afresh.
+        init_classifier: start the student's classifier from the teacher's class weights.
+    """
+
+    name: str
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    gamma: float = Field(1.0, ge=0)
+    temperature: float = Field(4.0, gt=0)
+    feature_loss: FeatureLoss = "cosine"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    views: int = Field(0, ge=0, le=1000)
+    init_classifier: bool = False
+    augment: AugmentConfig = AugmentConfig()
+    fit: FitConfig = FitConfig()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any loss reads the teacher."""
+        return self.alpha > 0 or self.beta > 0
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with edgekit."""
+    folder = resources.files("edgekit.compress.recipes")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Return a shipped recipe, or one from a YAML file, with `changes` merged over it.
+
+    Args:
+        name: a shipped recipe's name, or the path of a YAML file.
+        changes: nested values, e.g. {"alpha": 0.5, "fit": {"epochs": 3}}; None values are left out.
+
+    Raises:
+        UsageError: unknown name, unreadable file, or values that do not fit; all of them are named at once.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise UsageError(f"--recipe {name} cannot be read: {e}") from e
+    elif name in recipe_names():
+        text = (resources.files("edgekit.compress.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise UsageError(f"--recipe '{name}' is not known; {did_you_mean(name, recipe_names())} Or give a YAML file.")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise UsageError(f"--recipe {name} is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(values, dict):
+        raise UsageError(f"--recipe {name} holds no settings; expected 'name: value' lines")
+    values.setdefault("name", path.stem)
+    return validate(Recipe, _merge(values, changes or {}), f"recipe {name}")
+
+
+def validate(model: type[_Model], values: Mapping[str, Any], what: str) -> _Model:
+    """Check `values` against a settings model and report every error at once, each with its option's name.
+
+    Raises:
+        UsageError: one line per error.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as e:
+        lines = [f"  {'.'.join(str(p) for p in error['loc'])}: {error['msg']}" + _given(error) for error in e.errors()]
+        raise UsageError(f"{what} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from e
+
+
+def _given(error: Any) -> str:
+    return "" if error["type"] in ("extra_forbidden", "missing") else f" (given: {error['input']!r})"
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `changes` over `base`, mapping by mapping; None means "not given"."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            merged[key] = _merge(merged.get(key) or {}, value)
+        elif value is not None:
+            merged[key] = value
+    return merged

@@ -1,0 +1,117 @@
+"""The run folder: what training leaves behind, and what everything after it reads.
+
+config.yaml           the resolved settings
+student.safetensors   the best checkpoint by the validation metric (clip.safetensors for a CLIP)
+last/state.pt         everything that resuming needs
+metrics.jsonl         one row per group of steps and per epoch
+run.json              versions, seed, git commit, data fingerprint, hardware, teacher, final summary
+plots/*.png
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from edgekit import atomic
+from edgekit.errors import LoadError
+
+SCHEMA_VERSION = 1
+_LIBRARIES = ("edgekit", "torch", "timm", "open_clip_torch", "numpy", "accelerate")
+
+
+class RunFolder:
+    """Paths and writers of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.state_path = path / "last" / "state.pt"
+        self.plots = path / "plots"
+
+    def create(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write config.yaml and run.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self.update_facts(facts)
+
+    def update_facts(self, facts: Mapping[str, Any]) -> None:
+        """Merge `facts` into run.json."""
+        path = self.path / "run.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else environment()
+        atomic.write_json(path, {**known, **facts})
+
+    def facts(self) -> dict[str, Any]:
+        """Read run.json.
+
+        Raises:
+            LoadError: not there, or not JSON.
+        """
+        path = self.path / "run.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise LoadError(f"{self.path} is not a run folder: {path.name} cannot be read ({e})") from e
+        if not isinstance(content, dict):
+            raise LoadError(f"{path} does not hold a mapping")
+        return content
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.jsonl, flushed at once."""
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(row)) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read metrics.jsonl; a half-written last line (the process was killed) is left out."""
+        if not self.metrics_path.is_file():
+            return []
+        rows = []
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def keep_metrics(self, epoch: int) -> None:
+        """Drop rows after `epoch`: a resumed run writes them again."""
+        rows = [row for row in self.read_metrics() if row["epoch"] <= epoch]
+        atomic.write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def environment() -> dict[str, Any]:
+    """Return the facts of this environment that a result depends on."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
+        "platform": platform.platform(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": _git_commit(),
+        "cpu_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the working folder, where it is a checkout."""
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,93 @@
+"""`edgekit distill`: train a student from a frozen teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
+from edgekit.terminal import print_json
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=EXISTING,
+    required=True,
+    help="DIR/{train,val}/<class>/*, DIR/<class>/*, or a CSV (path,label[,split]).",
+)
+@click.option(
+    "--val-fraction", type=float, help="Share of each class kept for validation, where the data has no split."
+)
+@click.option(
+    "--max-broken", type=float, default=0.01, show_default=True, help="Share of unreadable pictures to tolerate."
+)
+@click.option("--teacher", help="open_clip ARCH:TAG, ARCH:FILE or ARCH:random; an edgekit CLIP run; or FILE.onnx.")
+@click.option("--teacher-embeddings", type=EXISTING, help="Precomputed embeddings (.npz: files, embeddings).")
+@click.option(
+    "--template", "templates", multiple=True, help="Prompt for class scores, with {} for the class; repeatable."
+)
+@click.option(
+    "--student",
+    default="mobilevit_xxs",
+    show_default=True,
+    help="Any timm image model; NAME.TAG starts from timm's weights.",
+)
+@click.option("--student-weights", type=EXISTING, help="Local backbone weights to start from (.safetensors, .pt).")
+@click.option(
+    "--image-size", "--imgsz", type=int, default=256, show_default=True, help="Side of the student's input in pixels."
+)
+@click.option("--recipe", default="edge", show_default=True, help="edge, v2, v3, or a YAML file.")
+@click.option("--epochs", type=int, help="Passes over the training set.")
+@click.option("--batch-size", type=int, help="Pictures per step.")
+@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--alpha", type=float, help="Weight of the feature loss.")
+@click.option("--beta", type=float, help="Weight of the response loss.")
+@click.option("--gamma", type=float, help="Weight of the task loss.")
+@click.option("--temperature", type=float, help="Temperature of the response loss.")
+@click.option("--views", type=int, help="Augmented views per picture that the teacher embeds.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@click.option("--device", help="auto, cpu, mps or cuda.")
+@click.option("--teacher-store", type=EXISTING, help="Folder that keeps teacher embeddings between runs.")
+@click.option("--config", "config_file", type=EXISTING, help="YAML with any of these options; flags win.")
+@click.option("--resume", is_flag=True, help="Continue the run in --output after its last finished epoch.")
+@output_options("runs/distill", "Run folder")
+@talk_options
+@click.pass_context
+def distill(ctx: click.Context, **options: Any) -> None:
+    """Train a student from a frozen teacher.
+
+    The loss is α·feature + β·response + γ·task. The teacher embeds every picture once; the student trains from that.
+    The best checkpoint by validation accuracy, the metrics and the plots go to the run folder.
+    """
+    from edgekit.cli.config_file import merge_config
+
+    options = merge_config(ctx, options)
+    terminal = make_terminal(options["quiet"], options["verbose"])
+
+    from edgekit.compress.distill import DistillConfig
+    from edgekit.compress.distill import distill as run_distill
+    from edgekit.compress.recipe import load_recipe
+    from edgekit.models.prompts import TEMPLATES
+
+    fit = {name: options[name] for name in ("epochs", "batch_size", "lr", "seed", "device")}
+    loss = {name: options[name] for name in ("alpha", "beta", "gamma", "temperature", "views")}
+    config = DistillConfig(
+        data=Path(options["data"]),
+        output=Path(options["output"]),
+        recipe=load_recipe(options["recipe"], {**loss, "fit": fit}),
+        student=options["student"],
+        image_size=options["image_size"],
+        student_weights=options["student_weights"],
+        teacher=options["teacher"],
+        teacher_embeddings=options["teacher_embeddings"],
+        templates=tuple(options["templates"]) or TEMPLATES,
+        val_fraction=options["val_fraction"],
+        max_broken=options["max_broken"],
+        teacher_cache=options["teacher_store"],
+    )
+    summary = run_distill(config, terminal, overwrite=options["overwrite"], resume=options["resume"])
+    if options["as_json"]:
+        print_json("distill", dict(summary.facts))

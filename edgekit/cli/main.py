@@ -1,0 +1,102 @@
+"""The `edgekit` command. Each subcommand lives in its own module, imported only when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import click
+
+from edgekit.errors import EXIT_INTERRUPTED, EXIT_USAGE, EdgekitError, did_you_mean
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),
+    "export": ("edgekit.cli.export:export", "Convert a student to ONNX, Core ML and TFLite, and prove the files."),
+    "verify": (
+        "edgekit.cli.verify:verify",
+        "Check artifacts against their manifest and golden vectors; needs no torch.",
+    ),
+    "bench": (
+        "edgekit.cli.bench:bench",
+        "Measure latency and accuracy of teacher, student and artifacts, side by side.",
+    ),
+    "inspect": ("edgekit.cli.inspect:inspect", "Show what is really inside an artifact: inputs, dtypes, ops."),
+    "doctor": (
+        "edgekit.cli.doctor:doctor",
+        "Say which formats and runtimes work here, and what to install for the rest.",
+    ),
+    "demo": ("edgekit.cli.demo:demo", "Run the whole path offline on drawings made in code."),
+    "forecast": ("edgekit.cli.forecast:forecast", "Predict where a training run will end, from its metrics so far."),
+    "schedule": ("edgekit.cli.schedule:schedule", "Draw a learning-rate schedule before training with it."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Knows its commands by name and one-line help; `edgekit --help` imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no command '{args[0]}'; {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 good; 1 a valid negative result; 2 usage; 3 something could not be loaded; 130 interrupted.",
+)
+@click.version_option(package_name="edgekit", prog_name="edgekit")
+def edgekit() -> None:
+    """From a frozen CLIP teacher to a verified INT8 model on a phone."""
+
+
+def main() -> None:
+    """Run the command line; every error of the user's ends in one clear line and the right exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run the command line with `args` and return the exit code."""
+    try:
+        result: Any = edgekit.main(args=args, prog_name="edgekit", standalone_mode=False)
+    except click.exceptions.Exit as e:
+        return int(e.exit_code)
+    except click.ClickException as e:
+        e.show()
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output went away, e.g. `| head`; keep Python from complaining at shutdown
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except EdgekitError as e:
+        sys.stderr.write(f"error: {e}\n")
+        return e.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def version() -> str:
+    """Return edgekit's version."""
+    return metadata.version("edgekit")

@@ -1,0 +1,65 @@
+"""The student's checkpoint: one safetensors file with its `StudentSpec` as JSON in the metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import nn
+
+from edgekit import atomic
+from edgekit.errors import LoadError
+from edgekit.models.spec import StudentSpec
+from edgekit.models.student import Student
+from edgekit.models.weights import read_safetensors
+
+SCHEMA_VERSION = 1
+STUDENT_FILE = "student.safetensors"
+
+
+def save_student(path: Path, student: Student, weights: nn.Module | None = None) -> None:
+    """Write a student, whole or not at all; `weights` (e.g. the EMA copy) replaces its own tensors if given."""
+    state = (weights or student).state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    header = {"edgekit": json.dumps({"schema_version": SCHEMA_VERSION, "student": student.spec.to_dict()})}
+    atomic.write_bytes(path, save(tensors, metadata=header))
+
+
+def student_file(run: Path) -> Path:
+    """Return the checkpoint that `run`, a run folder or a checkpoint file, stands for.
+
+    Raises:
+        LoadError: there is none.
+    """
+    path = run / STUDENT_FILE if run.is_dir() else run
+    if not path.is_file():
+        raise LoadError(f"{run} holds no student: expected a run folder with {STUDENT_FILE}, or such a file")
+    return path
+
+
+def load_student(run: Path) -> Student:
+    """Rebuild the student of a run folder or checkpoint file, in eval mode.
+
+    Raises:
+        LoadError: no checkpoint, a damaged one, one of a newer edgekit, or tensors that do not fit its spec.
+    """
+    path = student_file(run)
+    tensors, metadata = read_safetensors(path)
+    try:
+        header = json.loads(metadata["edgekit"])
+        version = header["schema_version"]
+        if version > SCHEMA_VERSION:
+            raise LoadError(
+                f"{path} was written by a newer edgekit (schema {version} > {SCHEMA_VERSION}); update edgekit"
+            )
+        spec = StudentSpec.from_dict(header["student"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise LoadError(f"{path} is not an edgekit student: its metadata holds no valid spec ({e})") from e
+    student = Student(spec)
+    try:
+        student.load_state_dict(tensors)
+    except RuntimeError as e:
+        reason = " ".join(str(e).split())[:200]
+        raise LoadError(f"{path} does not fit the architecture it names, {spec.arch}: {reason}") from e
+    return student.eval()

@@ -1,0 +1,159 @@
+"""The student: a timm image backbone, a projection to the teacher's embedding space, and a classifier on top of it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from edgekit.errors import LoadError, UsageError, did_you_mean
+from edgekit.models.spec import StudentSpec
+from edgekit.models.weights import read_state_dict
+from edgekit.preprocess import Preprocess
+
+
+class StudentOutput(NamedTuple):
+    """What a student gives for a batch: the raw embedding (B, embed_dim) and class logits (B, num_classes)."""
+
+    embedding: Tensor
+    logits: Tensor
+
+
+class Student(nn.Module):
+    """images (B, 3, H, W) in [0, 1] → normalise → backbone → projection (embedding) → classifier (logits).
+
+    The embedding is not normalised here: losses and exporters do that where they need unit rows. The classifier
+    reads the embedding, so distilling the embedding also trains what the classifier sees.
+
+    With `spec.frames` > 1 a temporal pooling belongs between projection and classifier.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: StudentSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("mean", torch.tensor(spec.preprocess.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.preprocess.std).view(1, 3, 1, 1), persistent=False)
+        self.backbone = create_backbone(spec.arch, spec.image_size)
+        self.projection = nn.Linear(_feature_dim(self.backbone, spec), spec.embed_dim)
+        self.classifier = nn.Linear(spec.embed_dim, spec.num_classes)
+
+    def forward(self, images: Tensor) -> StudentOutput:
+        """Map images (B, 3, H, W) float in [0, 1] to a raw embedding (B, embed_dim) and logits (B, num_classes)."""
+        features = self.backbone((images - self.mean) / self.std)
+        embedding = self.projection(features)
+        return StudentOutput(embedding, self.classifier(embedding))
+
+
+def check_arch(arch: str) -> str:
+    """Return `arch` if timm knows it.
+
+    Raises:
+        UsageError: with the nearest name that timm has.
+    """
+    base = arch.partition(".")[0]
+    if not timm.is_model(base):
+        raise UsageError(f"--student '{arch}' is not a timm model; {did_you_mean(base, timm.list_models())}")
+    return arch
+
+
+def student_preprocess(arch: str, image_size: int) -> Preprocess:
+    """Return the preprocessing that timm states for `arch`, at `image_size` pixels."""
+    config = timm.get_pretrained_cfg(arch.partition(".")[0])
+    mean, std = (config.mean, config.std) if config is not None else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    crop_pct = config.crop_pct if config is not None else 0.9
+    interpolation = "bilinear" if config is not None and config.interpolation == "bilinear" else "bicubic"
+    return Preprocess(image_size, round(image_size / crop_pct), interpolation, tuple(mean), tuple(std))
+
+
+def create_backbone(arch: str, image_size: int, *, pretrained: bool = False) -> nn.Module:
+    """Build the headless timm backbone: images → pooled features (B, features).
+
+    Raises:
+        UsageError: unknown architecture, or it cannot take this image size.
+        LoadError: pretrained weights were asked for and cannot be had.
+    """
+    check_arch(arch)
+    config = timm.get_pretrained_cfg(arch.partition(".")[0])
+    options: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    try:
+        backbone: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=0, **options)
+    except (AssertionError, ValueError, TypeError) as e:
+        raise UsageError(f"--student {arch} cannot be built for --image-size {image_size}: {e}") from e
+    except Exception as e:  # the hub client raises many types, none of them public
+        if not pretrained:
+            raise
+        raise LoadError(
+            f"the pretrained weights of '{arch}' could not be fetched from the hub ({type(e).__name__}). "
+            f"Check the network, pass local ones with --student-weights FILE, or train from scratch with "
+            f"--student {arch.partition('.')[0]}"
+        ) from e
+    return backbone
+
+
+def _feature_dim(backbone: nn.Module, spec: StudentSpec) -> int:
+    """Run one blank picture through: the feature count, and whether the net can take this image size at all."""
+    reduction = max((int(info["reduction"]) for info in getattr(backbone, "feature_info", [])), default=1)
+    if spec.image_size < reduction:
+        raise UsageError(
+            f"--image-size {spec.image_size} is too small for {spec.arch}: it halves the picture down by "
+            f"{reduction}, so at least {reduction} pixels are needed"
+        )
+    was_training = backbone.training
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(torch.zeros(1, 3, spec.image_size, spec.image_size))
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise UsageError(f"--image-size {spec.image_size} does not work with {spec.arch}: {reason}") from e
+    finally:
+        backbone.train(was_training)
+    if features.ndim != 2:
+        raise UsageError(f"--student {spec.arch} gives features of shape {tuple(features.shape)}, not (B, features)")
+    return int(features.shape[1])
+
+
+def build_student(spec: StudentSpec, *, weights: Path | None = None, pretrained: bool = False) -> Student:
+    """Build a student; its backbone starts from scratch, from `weights`, or from timm's hub weights of `spec.arch`.
+
+    Raises:
+        UsageError: unknown architecture or unusable image size.
+        LoadError: the weights cannot be read, or belong to another architecture.
+    """
+    with warnings.catch_warnings():
+        # timm 1.0 maps its own deprecated aliases with a warning; the name still builds the right net
+        warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)
+        student = Student(spec)
+        if pretrained:
+            student.backbone = create_backbone(spec.arch, spec.image_size, pretrained=True)
+    if weights is not None:
+        load_backbone(student.backbone, weights, spec.arch)
+    return student
+
+
+def load_backbone(backbone: nn.Module, weights: Path, arch: str) -> None:
+    """Load backbone weights from a local safetensors or `.pt` file; its classifier, if any, is left out.
+
+    Raises:
+        LoadError: unreadable, or fewer than 95 % of the backbone's tensors are in the file.
+    """
+    given = read_state_dict(weights)
+    prefixes = ("backbone.", "module.backbone.", "module.", "model.", "")
+    own = backbone.state_dict()
+    best: dict[str, Tensor] = {}
+    for prefix in prefixes:
+        stripped = {name[len(prefix) :]: tensor for name, tensor in given.items() if name.startswith(prefix)}
+        match = {n: t for n, t in stripped.items() if n in own and own[n].shape == t.shape}
+        best = max(best, match, key=len)
+    if len(best) < 0.95 * len(own):
+        raise LoadError(
+            f"{weights} holds the weights of another architecture: {len(best)} of the {len(own)} tensors of {arch} "
+            f"match by name and shape. Give weights of {arch}, or the --student they belong to"
+        )
+    backbone.load_state_dict(best, strict=False)

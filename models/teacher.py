@@ -1,0 +1,230 @@
+"""Frozen teachers: any open_clip model, a CLIP that edgekit trained, or any embedding model in ONNX."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgekit.errors import LoadError, MissingExtraError, UsageError, did_you_mean
+from edgekit.models.clip import load_clip
+from edgekit.models.prompts import class_embeddings
+from edgekit.preprocess import Preprocess
+
+
+class Teacher(Protocol):
+    """A frozen embedding model.
+
+    Attributes:
+        name: as the user gave it, for tables and records.
+        embed_dim: dimension of the embedding.
+        preprocess: geometry that its pictures go through; normalisation happens inside the call.
+        parameters: number of weights, None where it cannot be told.
+    """
+
+    name: str
+    embed_dim: int
+    preprocess: Preprocess
+    parameters: int | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) float in [0, 1] to unit rows (B, embed_dim)."""
+        ...
+
+    def class_scores(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor | None:
+        """Return scaled class weights (C, embed_dim) from prompts, so that logits = embedding · weightsᵀ.
+
+        None where the teacher has no text encoder.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights: two teachers share one only if they embed alike."""
+        ...
+
+
+class OpenClipTeacher:
+    """A CLIP by open_clip: `ARCH:TAG` (weights from the hub), `ARCH:FILE`, or `ARCH:random` (untrained)."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        import open_clip
+
+        arch, _, source = name.partition(":")
+        models = open_clip.list_models()
+        if arch not in models:
+            raise UsageError(
+                f"--teacher '{name}': '{arch}' is neither a file nor an open_clip architecture; {did_you_mean(arch, models)}"
+            )
+        self.model = _open_clip_model(arch, source, device)
+        self.tokenizer = open_clip.get_tokenizer(arch)
+        self.name, self._device = name, device
+        visual = self.model.visual
+        size = visual.image_size[0] if isinstance(visual.image_size, tuple | list) else visual.image_size
+        mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
+        std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
+        self.preprocess = Preprocess(int(size), int(size), "bicubic", tuple(mean), tuple(std))
+        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.parameters: int | None = sum(p.numel() for p in self.model.parameters())
+        self.embed_dim = int(self(torch.zeros(1, 3, int(size), int(size))).shape[1])
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        normalised = (images.to(self._device) - self._mean) / self._std
+        embedding: Tensor = self.model.encode_image(normalised, normalize=True)
+        return embedding.float()
+
+    @torch.no_grad()
+    def class_scores(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor | None:
+        def encode(tokens: Tensor) -> Tensor:
+            text: Tensor = self.model.encode_text(tokens.to(self._device), normalize=True)
+            return text.float()
+
+        weights = class_embeddings(encode, self.tokenizer, classes, templates)
+        return weights * self.model.logit_scale.exp().float()
+
+    def fingerprint(self) -> str:
+        return weights_hash(self.model)
+
+
+def _open_clip_model(arch: str, source: str, device: torch.device) -> nn.Module:
+    import open_clip
+
+    if not source:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        raise UsageError(
+            f"--teacher {arch} names no weights: give {arch}:TAG (one of {', '.join(tags) or 'none known'}), "
+            f"{arch}:FILE, or {arch}:random"
+        )
+    if source == "random":
+        torch.manual_seed(0)
+        model = open_clip.create_model(arch, pretrained=None, device=device)
+    else:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        is_file = Path(source).is_file()
+        if not is_file and source not in tags:
+            raise UsageError(
+                f"--teacher {arch}:{source}: no such file, and not a tag of open_clip's {arch}; "
+                f"{did_you_mean(source, [*tags, 'random'])}"
+            )
+        try:
+            model = open_clip.create_model(arch, pretrained=source, device=device, weights_only=True)
+        except Exception as e:  # hub clients and unpicklers raise many types, none of them public
+            what = (
+                "could not be read"
+                if is_file
+                else "could not be fetched from the hub; check the network, or give a local file"
+            )
+            raise LoadError(
+                f"--teacher {arch}:{source} {what} ({type(e).__name__}: {str(e).splitlines()[0][:160]})"
+            ) from e
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
+
+
+class ClipTeacher:
+    """A CLIP that edgekit trained: a run folder, or its `clip.safetensors`."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.model, self.tokenizer = load_clip(path / "clip.safetensors" if path.is_dir() else path)
+        self.model.to(device).eval().requires_grad_(False)
+        self.name, self._device = str(path), device
+        self.preprocess = self.model.spec.preprocess
+        self.embed_dim = self.model.spec.embed_dim
+        self.parameters: int | None = sum(p.numel() for p in self.model.parameters())
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.model.encode_image(images.to(self._device))
+        return embedding
+
+    @torch.no_grad()
+    def class_scores(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor | None:
+        def encode(tokens: Tensor) -> Tensor:
+            text: Tensor = self.model.encode_text(tokens.to(self._device))
+            return text
+
+        weights = class_embeddings(encode, self.tokenizer, classes, templates)
+        return weights * self.model.logit_scale.exp()
+
+    def fingerprint(self) -> str:
+        return weights_hash(self.model)
+
+
+class OnnxTeacher:
+    """An embedding model in ONNX: one image input (B, 3, H, W) float in [0, 1], first output (B, embed_dim)."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as e:
+            raise MissingExtraError("onnxruntime", "onnx", f"--teacher {path}") from e
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as e:  # onnxruntime's exception types are private
+            raise LoadError(
+                f"--teacher {path} is not an ONNX model that runs here: {str(e).splitlines()[0][:200]}"
+            ) from e
+        image = self._session.get_inputs()[0]
+        shape = image.shape
+        if len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or shape[2] != shape[3]:
+            raise LoadError(f"--teacher {path}: its input '{image.name}' is {shape}; expected (batch, 3, size, size)")
+        self._input, self._fixed_batch = image.name, shape[0] if isinstance(shape[0], int) else None
+        self.name, self._path = str(path), path
+        # the model normalises itself; 224 → 256 is the resize that ImageNet models are evaluated with
+        self.preprocess = Preprocess(shape[2], round(shape[2] / 0.875), "bilinear")
+        self.parameters: int | None = None
+        self.embed_dim = int(self(torch.zeros(1, 3, shape[2], shape[2])).shape[1])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = images.detach().cpu().numpy().astype(np.float32)
+        step = self._fixed_batch or len(pixels)
+        rows = [self._session.run(None, {self._input: pixels[i : i + step]})[0] for i in range(0, len(pixels), step)]
+        return F.normalize(torch.from_numpy(np.concatenate(rows)).float(), dim=1)
+
+    def class_scores(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor | None:
+        return None
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._path.read_bytes()).hexdigest()
+
+
+def load_teacher(name: str, device: torch.device) -> Teacher:
+    """Return the frozen teacher that `name` stands for.
+
+    Args:
+        name: `FILE.onnx`, a run folder or `.safetensors` of an edgekit CLIP, or open_clip's `ARCH:TAG`,
+            `ARCH:FILE`, `ARCH:random`.
+        device: where it runs (ONNX teachers stay on the CPU).
+
+    Raises:
+        UsageError: the name stands for nothing; the nearest known name is given.
+        LoadError: it cannot be loaded.
+    """
+    path = Path(name)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise LoadError(f"--teacher {name} is not there; give the path of an ONNX file")
+        return OnnxTeacher(path)
+    if path.suffix == ".safetensors" or path.is_dir():
+        return ClipTeacher(path, device)
+    return OpenClipTeacher(name, device)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return the sha256 over the names, shapes and bytes of a model's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
+            if tensor.ndim
+            else str(tensor.item()).encode()
+        )
+    return digest.hexdigest()

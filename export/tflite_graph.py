@@ -1,0 +1,206 @@
+"""Read, change and write the graph of a .tflite file: the thin layer over LiteRT's FlatBuffer object API.
+
+Knows no torch and no TensorFlow. The schema's classes are generated code without types; here they get names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.atomic import write_bytes
+from edgekit.errors import LoadError, MissingExtraError
+
+METADATA_PREFIX = "edgekit."
+
+_BUILTIN_OF_OLD_FIELD = 127
+"""Operator codes up to 127 are also kept in the 8-bit field that readers older than TensorFlow 2.4 look at."""
+
+
+def schema() -> Any:
+    """Return LiteRT's generated FlatBuffer schema.
+
+    Raises:
+        MissingExtraError: ai-edge-litert is not installed.
+    """
+    try:
+        from ai_edge_litert import schema_py_generated
+    except ImportError as e:
+        raise MissingExtraError("ai-edge-litert", "tflite", "Reading a .tflite file") from e
+    return schema_py_generated
+
+
+class Graph:
+    """The main subgraph of a TFLite model, open for change.
+
+    Attributes:
+        model: the whole model, LiteRT's `ModelT`.
+        tensors, operators: lists of the main subgraph, LiteRT's `TensorT` and `OperatorT`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.schema = schema()
+        self.model = model
+        self._names = {
+            code: name for name, code in vars(self.schema.BuiltinOperator).items() if not name.startswith("_")
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Graph:
+        """Open a .tflite file.
+
+        Raises:
+            LoadError: it is not one, or it has more than one subgraph.
+        """
+        schema()
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        try:
+            content = path.read_bytes()
+            if content[4:8] != b"TFL3":
+                raise LoadError(f"{path} is not a TFLite model: it does not carry the mark 'TFL3'.")
+            model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        except OSError as e:
+            raise LoadError(f"{path} cannot be read: {e.strerror or e}") from e
+        except (ValueError, IndexError, TypeError) as e:  # what the generated reader raises on a torn file
+            raise LoadError(f"{path} is damaged: {e}") from e
+        return cls(model)
+
+    def write(self, path: Path) -> None:
+        """Write the model, whole or not at all."""
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        self._drop_unused_buffers()
+        write_bytes(path, bytes(flatbuffer_utils.convert_object_to_bytearray(self.model)))
+
+    @property
+    def tensors(self) -> list[Any]:
+        """Tensors of the main subgraph."""
+        tensors: list[Any] = self.model.subgraphs[0].tensors
+        return tensors
+
+    @property
+    def operators(self) -> list[Any]:
+        """Operators of the main subgraph, in the order they run."""
+        operators: list[Any] = self.model.subgraphs[0].operators
+        return operators
+
+    @operators.setter
+    def operators(self, operators: list[Any]) -> None:
+        self.model.subgraphs[0].operators = operators
+
+    @property
+    def inputs(self) -> list[int]:
+        """Indices of the input tensors."""
+        return [int(index) for index in self.model.subgraphs[0].inputs]
+
+    @property
+    def outputs(self) -> list[int]:
+        """Indices of the output tensors."""
+        return [int(index) for index in self.model.subgraphs[0].outputs]
+
+    def name(self, operator: Any) -> str:
+        """Return the operator's builtin name, e.g. "CONV_2D"."""
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        return self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+    def constant(self, index: int) -> NDArray[Any] | None:
+        """Return the content of a constant tensor, None for a computed one. Float32, int8 and int32 are known."""
+        if index < 0:
+            return None
+        tensor = self.tensors[index]
+        content = self.model.buffers[tensor.buffer].data
+        if content is None or len(content) == 0:
+            return None
+        types = self.schema.TensorType
+        known = {types.FLOAT32: np.float32, types.INT8: np.int8, types.INT32: np.int32}
+        raw = np.asarray(content, dtype=np.uint8).tobytes()
+        return np.frombuffer(raw, dtype=known[tensor.type]).reshape(list(tensor.shape))
+
+    def add_tensor(self, like: int, dtype: str, suffix: str, content: NDArray[Any] | None = None) -> int:
+        """Add a tensor of the shape of `like` and type `dtype` (schema name); return its index."""
+        source = self.tensors[like]
+        tensor = self.schema.TensorT()
+        tensor.shape = list(source.shape)
+        tensor.type = getattr(self.schema.TensorType, dtype)
+        tensor.name = bytes(source.name) + suffix.encode()
+        tensor.buffer = 0
+        if content is not None:
+            buffer = self.schema.BufferT()
+            buffer.data = np.frombuffer(np.ascontiguousarray(content).tobytes(), dtype=np.uint8)
+            self.model.buffers.append(buffer)
+            tensor.buffer = len(self.model.buffers) - 1
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def set_quantization(self, index: int, scale: Iterable[float], zero_point: int, axis: int = 0) -> None:
+        """Give a tensor its scale (one, or one per channel of `axis`) and zero point."""
+        parameters = self.schema.QuantizationParametersT()
+        parameters.scale = [float(value) for value in scale]
+        parameters.zeroPoint = [zero_point] * len(parameters.scale)
+        parameters.quantizedDimension = axis
+        self.tensors[index].quantization = parameters
+
+    def code(self, name: str, version: int) -> int:
+        """Return the index of the operator code `name` in `version`, adding it if need be."""
+        builtin = getattr(self.schema.BuiltinOperator, name)
+        for index, code in enumerate(self.model.operatorCodes):
+            if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version == version:
+                return index
+        code = self.schema.OperatorCodeT()
+        code.builtinCode, code.version = builtin, version
+        code.deprecatedBuiltinCode = min(builtin, _BUILTIN_OF_OLD_FIELD)
+        self.model.operatorCodes.append(code)
+        return len(self.model.operatorCodes) - 1
+
+    def operator(self, name: str, version: int, inputs: list[int], outputs: list[int]) -> Any:
+        """Build an operator without options; the caller places it."""
+        operator = self.schema.OperatorT()
+        operator.opcodeIndex = self.code(name, version)
+        operator.inputs, operator.outputs = inputs, outputs
+        return operator
+
+    def metadata(self) -> dict[str, str]:
+        """Return the texts that edgekit stored in the file."""
+        found = {}
+        for entry in self.model.metadata or []:
+            name = bytes(entry.name).decode()
+            if name.startswith(METADATA_PREFIX):
+                content = np.asarray(self.model.buffers[entry.buffer].data, dtype=np.uint8).tobytes()
+                found[name.removeprefix(METADATA_PREFIX)] = content.decode()
+        return found
+
+    def set_metadata(self, texts: Mapping[str, str]) -> None:
+        """Store texts in the model's metadata table under `edgekit.<key>`; they replace those of the same key."""
+        kept = [
+            entry
+            for entry in self.model.metadata or []
+            if bytes(entry.name).decode().removeprefix(METADATA_PREFIX) not in texts
+        ]
+        for key, text in texts.items():
+            buffer = self.schema.BufferT()
+            buffer.data = np.frombuffer(text.encode() or b"\0", dtype=np.uint8)
+            self.model.buffers.append(buffer)
+            entry = self.schema.MetadataT()
+            entry.name, entry.buffer = (METADATA_PREFIX + key).encode(), len(self.model.buffers) - 1
+            kept.append(entry)
+        self.model.metadata = kept
+
+    def name_outputs(self, names: Iterable[str]) -> None:
+        """Rename the outputs of the signature, in the order in which the converted function returns them."""
+        definition = self.model.signatureDefs[0]
+        ordered = sorted(definition.outputs, key=lambda entry: int(bytes(entry.name).decode().rpartition("_")[2]))
+        for entry, name in zip(ordered, names, strict=True):
+            entry.name = name.encode()
+
+    def _drop_unused_buffers(self) -> None:
+        """Empty the buffers that no tensor and no metadata refer to any more; indices stay as they are."""
+        used = {int(tensor.buffer) for subgraph in self.model.subgraphs for tensor in subgraph.tensors}
+        used |= {int(entry.buffer) for entry in self.model.metadata or []}
+        for index, buffer in enumerate(self.model.buffers):
+            if index not in used:
+                buffer.data = None

@@ -15,6 +15,7 @@ from typing import Any
 
 _PROC = Path("/proc")
 _SYS_CPU = Path("/sys/devices/system/cpu")
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _BUSY_LOAD = 0.5
 """A load average above this share of one core, before we add ours, is another process at work."""
 
@@ -64,7 +65,7 @@ def describe_machine() -> Machine:
         memory_bytes=_memory_bytes(),
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        warnings=machine_warnings(load, logical, governor),
+        warnings=(*machine_warnings(load, logical, governor), *_container_warning(logical)),
     )
 
 
@@ -90,6 +91,14 @@ def peak_memory_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux KiB
+
+
+def _container_warning(logical_cores: int) -> tuple[str, ...]:
+    """Say when a container may use less than the cores it sees: it is then paused in every period, which looks slow."""
+    quota, _, period = (_read(_CPU_LIMIT) or "").partition(" ")
+    if not quota.isdigit() or not period.isdigit() or int(quota) >= logical_cores * int(period):
+        return ()
+    return (f"This container is limited to {int(quota) / int(period):g} CPUs of the {logical_cores} it sees.",)
 
 
 def _usable_cores() -> int:

@@ -125,8 +125,10 @@ def _clustered_share(hits: NDArray[np.bool_], image: NDArray[np.int64]) -> Inter
     """
     queries, images = len(hits), len(np.unique(image))
     share = float(hits.mean())
-    if images == queries or images == 1:
-        return wilson(int(hits.sum()), images if images == 1 else queries) if images > 1 else wilson(share, 1)
+    if images == queries:
+        return wilson(int(hits.sum()), queries)
+    if images == 1:  # no variance between images to learn from
+        return wilson(share, 1)
     residual = np.bincount(image, weights=hits - share)
     variance = images / (images - 1) * float(np.sum(residual**2)) / queries**2
     effective = share * (1 - share) / variance if variance > 0 else images
@@ -140,8 +142,9 @@ def _check_owner(image_of_caption: ArrayLike, images: Float64, captions: Float64
         raise ScoreError(f"image and caption embeddings differ in dimension: {images.shape[1]} and {captions.shape[1]}")
     if owner.shape != (len(captions),) or not np.issubdtype(owner.dtype, np.integer):
         raise ScoreError(f"{len(captions)} captions need as many image numbers, got {owner.dtype} {owner.shape}")
-    if owner.min() < 0 or owner.max() >= len(images):
-        raise ScoreError(f"a caption belongs to image {owner.max()}, but there are {len(images)} images")
+    outside = owner[(owner < 0) | (owner >= len(images))]
+    if len(outside):
+        raise ScoreError(f"a caption belongs to image {outside[0]}, but there are {len(images)} images")
     without = np.setdiff1d(np.arange(len(images)), owner)
     if len(without):
         raise ScoreError(f"{len(without)} images have no caption, the first is image {without[0]}")

@@ -19,9 +19,11 @@ from edgekit.export.rewrites.transformer import (
     attention_as_bmm,
     attention_as_onnx_node,
     centre_residual_stream,
+    fold_attention_biases,
     fold_attention_scale,
     fold_norm_affine,
     mean_as_linear,
+    rms_norm_as_onnx_node,
     silu_as_one_node,
 )
 
@@ -51,16 +53,18 @@ TOKENS_V2 = Rewrite("tokens-v2", move_v2_to_tokens, "converts, and runs as matri
 POOL = Rewrite("pool-before-keys", pool_before_keys, "a seventh of the products less", "a timm MobileVitV2Block")
 AFFINE = Rewrite("norm-affine", fold_norm_affine, "two ops less per norm", "a timm MobileViT block")
 SCALE = Rewrite("attention-scale", fold_attention_scale, "one op less per attention", "a timm MobileVitBlock")
+BIASES = Rewrite("attention-biases", fold_attention_biases, "two passes over the tokens less", "a timm MobileVitBlock")
 RMS = Rewrite("rms-norm", centre_residual_stream, "four ops less per norm", "a timm MobileVitBlock")
+RMS_NODE = Rewrite("rms-norm-node", rms_norm_as_onnx_node, "0.6 of LayerNorm's time", "a timm MobileVitBlock")
 MEAN = Rewrite("mean-as-linear", mean_as_linear, "one XNNPACK delegate, not 49", "a timm MobileVitBlock")
 ATTENTION_NODE = Rewrite("attention-node", attention_as_onnx_node, "one kernel per attention", "a timm MobileVitBlock")
 ATTENTION_BMM = Rewrite("attention-bmm", attention_as_bmm, "3-D products stay in XNNPACK", "a timm MobileVitBlock")
 SILU = Rewrite("silu-node", silu_as_one_node, "stays one kernel between quantized ops", "an nn.SiLU")
 
 REWRITES: Mapping[Target, tuple[Rewrite, ...]] = {
-    "onnx": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, ATTENTION_NODE, SILU),
-    "tflite": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, RMS, ATTENTION_BMM),
-    "executorch": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, RMS, MEAN, ATTENTION_BMM),
+    "onnx": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, BIASES, RMS, RMS_NODE, ATTENTION_NODE, SILU),
+    "tflite": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, BIASES, RMS, ATTENTION_BMM),
+    "executorch": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, BIASES, RMS, MEAN, ATTENTION_BMM),
     # Core ML's own passes like the plain net: on tokens it gets 78 transposes in place of 30.
     "coreml": (BATCH_NORM,),
 }

@@ -49,6 +49,43 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps)
 
 
+class OnnxRMSNorm(RMSNorm):
+    """The same as one `RMSNormalization` node of ONNX opset 23."""
+
+    one: Tensor
+
+    def __init__(self, eps: float, width: int, like: Tensor) -> None:
+        super().__init__(eps)
+        self.register_buffer("one", torch.ones(width, dtype=like.dtype, device=like.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d) to (..., d)."""
+        if not torch.compiler.is_exporting():
+            return super().forward(x)
+        return torch.onnx.ops.symbolic(
+            "RMSNormalization",
+            (x, self.one),
+            {"axis": -1, "epsilon": self.eps},
+            dtype=x.dtype,
+            shape=x.shape,
+            version=23,
+        )
+
+
+class MeanByLinear(RMSNorm):
+    """The same, its mean as a product with the constant row (1/d, …, 1/d)."""
+
+    mean: Tensor
+
+    def __init__(self, eps: float, width: int, like: Tensor) -> None:
+        super().__init__(eps)
+        self.register_buffer("mean", torch.full((1, width), 1 / width, dtype=like.dtype, device=like.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d) to (..., d)."""
+        return x * torch.rsqrt(F.linear(x * x, self.mean) + self.eps)
+
+
 class SampleNorm(nn.Module):
     """GroupNorm with one group on tokens: subtract the mean and divide by the deviation of a whole sample, then affine.
 

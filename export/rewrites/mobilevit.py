@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgekit.export.rewrites.folding import is_pointwise, pointwise_to_linear, rows_of
 from edgekit.export.rewrites.layers import ConvAct, SdpaCore
-from edgekit.export.rewrites.tokens import resize, round_up, to_map, to_tokens
+from edgekit.export.rewrites.tokens import resize, round_up, to_map, to_patches, to_rows
 
 
 class TokenAttention(nn.Module):
@@ -73,7 +73,9 @@ class TokenMobileVitBlock(nn.Module):
         even = round_up((height, width), self.patch)
         group = even[0] * even[1] // (self.patch[0] * self.patch[1])
         # Bilinear resizing mixes pixels with weights that sum to 1, so it commutes with a pointwise linear layer.
-        tokens = self.project_in(to_tokens(resize(local, even, align_corners=False), self.patch))
+        rows = to_rows(resize(local, even, align_corners=False))
+        # Projecting between the two permutations keeps ONNX Runtime from merging them into one slow one.
+        tokens = to_patches(self.project_in(rows), batch, even, self.patch)
         for layer in self.transformer:
             tokens = layer(tokens, group)
         tokens = self.project_out(self.norm(tokens))
@@ -89,8 +91,8 @@ def move_to_tokens(model: nn.Module) -> int:
 
     unfold(conv1x1(x)) = conv1x1(unfold(x)) and conv1x1(fold(t)) = fold(conv1x1(t)): a pointwise convolution treats
     every pixel alike, so it may run on the unfolded tokens, where it is one matrix product in the layout that the
-    transformer reads and writes. The fused qkv product becomes three: W = [Wq; Wk; Wv]. See `tokens.to_tokens` for
-    the unfold. Needs `fold_batch_norms` first.
+    transformer reads and writes. The fused qkv product becomes three: W = [Wq; Wk; Wv]. See `tokens.to_patches`
+    for the unfold. Needs `fold_batch_norms` first.
     """
     found = [(name, block) for name, block in model.named_modules() if isinstance(block, MobileVitBlock)]
     found = [(name, block) for name, block in found if name and is_plain(block)]

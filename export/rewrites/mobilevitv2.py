@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgekit.export.rewrites.folding import is_pointwise, pointwise_to_linear, rows_of
 from edgekit.export.rewrites.layers import ConvAct, SampleNorm
-from edgekit.export.rewrites.tokens import resize, round_up, to_map, to_tokens
+from edgekit.export.rewrites.tokens import resize, round_up, to_map, to_patches, to_rows
 
 
 class SumOfKeys(nn.Module):
@@ -96,7 +96,7 @@ class TokenMobileVitV2Block(nn.Module):
         local = self.conv_kxk(resize(x, size, align_corners=True))
         group = size[0] * size[1] // (self.patch[0] * self.patch[1])
         samples = local.shape[0]
-        tokens = self.project_in(to_tokens(local, self.patch))
+        tokens = to_patches(self.project_in(to_rows(local)), samples, size, self.patch)
         for layer in self.transformer:
             tokens = layer(tokens, samples, group)
         tokens = self.act(self.project_out(self.norm(tokens, samples)))

@@ -10,22 +10,25 @@ from torch import Tensor
 Patch = tuple[int, int]
 
 
-def to_tokens(x: Tensor, patch: Patch) -> Tensor:
-    """Unfold a feature map (B, C, H, W) to tokens (B · P · N, C); H and W are multiples of the patch.
+def to_rows(x: Tensor) -> Tensor:
+    """Turn a feature map (B, C, H, W) into one row per pixel, (B · H · W, C), in reading order."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
-    P = p_h · p_w positions within a patch, N patches; token (b, i, j, u, v) is pixel (u · p_h + i, v · p_w + j). timm
-    moves single pixels, in two transposes that keep the channels outermost. With the channels moved innermost first,
-    the second transpose moves whole rows of C contiguous numbers, and the first is the layout that a matrix product
-    over channels needs anyhow. Same permutation of the same numbers (MobileViT, arXiv 2110.02178, §3.1).
+
+def to_patches(rows: Tensor, batch: int, size: tuple[int, int], patch: Patch) -> Tensor:
+    """Order the pixel rows (B · H · W, C) of maps of `size` (H, W) as tokens (B · P · N, C): MobileViT's unfold.
+
+    P = p_h · p_w positions within a patch, N patches; token (b, i, j, u, v) is pixel (u · p_h + i, v · p_w + j); H and
+    W are multiples of the patch (arXiv 2110.02178, §3.1). timm moves single pixels, in two transposes that keep the
+    channels outermost. With the channels innermost, whole rows of C contiguous numbers move. Same permutation.
     """
-    batch, channels, height, width = x.shape
-    ph, pw = patch
-    rows = x.permute(0, 2, 3, 1).reshape(batch, height // ph, ph, width // pw, pw, channels)
-    return rows.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels)
+    (height, width), (ph, pw) = size, patch
+    grid = rows.reshape(batch, height // ph, ph, width // pw, pw, rows.shape[-1])
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows.shape[-1])
 
 
 def to_map(tokens: Tensor, batch: int, size: tuple[int, int], patch: Patch) -> Tensor:
-    """Fold tokens (B · P · N, C) back to (B, C, H, W) of the given size (H, W): the inverse of `to_tokens`."""
+    """Fold tokens (B · P · N, C) back to (B, C, H, W) of the given size (H, W): the inverse of the two above."""
     (height, width), (ph, pw) = size, patch
     channels = tokens.shape[-1]
     rows = tokens.reshape(batch, ph, pw, height // ph, width // pw, channels).permute(0, 3, 1, 4, 2, 5)

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgekit.export.rewrites.folding import absorb_input_affine, centre_outputs, scale_outputs
-from edgekit.export.rewrites.layers import BmmCore, OnnxAttentionCore, RMSNorm, SampleNorm, SdpaCore, SiLU
+from edgekit.export.rewrites.layers import (
+    BmmCore,
+    MeanByLinear,
+    OnnxAttentionCore,
+    OnnxRMSNorm,
+    RMSNorm,
+    SampleNorm,
+    SdpaCore,
+    SiLU,
+)
 from edgekit.export.rewrites.mobilevit import TokenAttention, TokenMobileVitBlock, TokenTransformer
 from edgekit.export.rewrites.mobilevitv2 import TokenLinearTransformer, TokenMobileVitV2Block
 
@@ -58,6 +67,20 @@ def fold_attention_scale(model: nn.Module) -> int:
     for attention in found:
         scale_outputs(attention.q, attention.core.scale)
         attention.core.scale = 1.0
+    return len(found)
+
+
+def fold_attention_biases(model: nn.Module) -> int:
+    """Drop the key bias and move the value bias behind the attention; return how many.
+
+    With q = Wq x + bq, a score is qᵀ(Wk x' + bk) = qᵀ Wk x' + qᵀ bk. The last term is the same for every key x', and
+    softmax(s + c·1) = softmax(s): bk has no effect. The rows of the attention matrix A sum to 1, so
+    A (V + 1 bvᵀ) = A V + 1 bvᵀ, and proj takes it up: b' = b + W bv. Two passes over the tokens less.
+    """
+    found = [m for m in model.modules() if isinstance(m, TokenAttention) and m.v.bias is not None]
+    for attention in found:
+        absorb_input_affine(attention.proj, torch.ones_like(attention.v.bias), attention.v.bias)
+        attention.k.bias = attention.v.bias = None
     return len(found)
 
 
@@ -113,18 +136,25 @@ def silu_as_one_node(model: nn.Module) -> int:
     return len(found)
 
 
-class MeanByLinear(RMSNorm):
-    """RMSNorm whose mean is a product with the constant row (1/d, …, 1/d)."""
+def _replace_rms_norms(model: nn.Module, form: type[OnnxRMSNorm] | type[MeanByLinear]) -> int:
+    places: list[tuple[nn.Module, str, nn.Linear]] = []
+    for module in model.modules():
+        if isinstance(module, TokenTransformer):
+            places += [(module, "norm1", module.fc1), (module, "norm2", module.fc1)]
+        elif isinstance(module, TokenMobileVitBlock):
+            places.append((module, "norm", module.project_out))
+    places = [place for place in places if type(getattr(place[0], place[1])) is RMSNorm]
+    for owner, name, reader in places:
+        setattr(owner, name, form(getattr(owner, name).eps, reader.in_features, reader.weight))
+    return len(places)
 
-    mean: Tensor
 
-    def __init__(self, eps: float, width: int, like: Tensor) -> None:
-        super().__init__(eps)
-        self.register_buffer("mean", torch.full((1, width), 1 / width, dtype=like.dtype, device=like.device))
+def rms_norm_as_onnx_node(model: nn.Module) -> int:
+    """Write each RMSNorm as one `RMSNormalization` node of ONNX opset 23; return how many.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., d) to (..., d)."""
-        return x * torch.rsqrt(nn.functional.linear(x * x, self.mean) + self.eps)
+    Same function, no algebra. Needs `centre_residual_stream` first.
+    """
+    return _replace_rms_norms(model, OnnxRMSNorm)
 
 
 def mean_as_linear(model: nn.Module) -> int:
@@ -133,14 +163,4 @@ def mean_as_linear(model: nn.Module) -> int:
     mean(x²) = (1/d, …, 1/d) · x². ExecuTorch's XNNPACK delegate takes a linear layer but no mean over the last axis,
     which would cut the net in 49 pieces. Needs `centre_residual_stream` first.
     """
-    found: list[tuple[nn.Module, str, int, Tensor]] = []
-    for module in model.modules():
-        if isinstance(module, TokenTransformer):
-            found.append((module, "norm1", module.fc1.in_features, module.fc1.weight))
-            found.append((module, "norm2", module.fc1.in_features, module.fc1.weight))
-        elif isinstance(module, TokenMobileVitBlock):
-            found.append((module, "norm", module.project_out.in_features, module.project_out.weight))
-    found = [place for place in found if type(getattr(place[0], place[1])) is RMSNorm]
-    for owner, name, width, like in found:
-        setattr(owner, name, MeanByLinear(getattr(owner, name).eps, width, like))
-    return len(found)
+    return _replace_rms_norms(model, MeanByLinear)

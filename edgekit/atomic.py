@@ -100,8 +100,9 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """
     if overwrite or not target.exists():
         return
-    if target.is_dir() and os.access(target, os.R_OK) and not any(target.iterdir()):
-        return
+    with suppress(PermissionError):  # a folder that cannot be listed counts as full
+        if target.is_dir() and not any(target.iterdir()):
+            return
     raise OutputExistsError(f"{target} exists already. Choose another -o/--output, or pass --overwrite to replace it.")
 
 

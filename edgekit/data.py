@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import stat
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,26 +156,30 @@ def _size_bytes(path: Path) -> int:
 
 
 def _list(source: Path) -> tuple[list[Listed], Path]:
-    if source.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(source.stat().st_mode)
+    except OSError as e:
+        raise DataError(f"cannot read the data set {source}: {e.strerror or e}. {LAYOUTS}") from e
+    if is_folder:
         return list_folder(source), source
-    if source.suffix.lower() == ".csv" and source.is_file():
+    if source.suffix.lower() == ".csv":
         return list_csv(source), source.parent
-    state = f"a file of type '{source.suffix}'" if source.exists() else "not there"
-    raise DataError(f"the data set {source} is {state}. {LAYOUTS}")
+    raise DataError(f"the data set {source} is a file of type '{source.suffix}'. {LAYOUTS}")
 
 
 def _hold_out(listed: Sequence[Listed], val_fraction: float, seed: int) -> list[Listed]:
     """Put each labelled picture on its side; one picture of a class crosses over where a side would stay empty."""
-    ranks: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    ranks: dict[str, dict[str, float]] = defaultdict(dict)
     for picture in listed:
         if picture.label is not None:
-            ranks[picture.label].append((_rank(seed, picture.key), picture.key))
+            # further names of a file (links) must land on the side of the first one
+            ranks[picture.label].setdefault(picture.real, _rank(seed, picture.key))
     held_out: set[str] = set()
-    for ranked in ranks.values():
-        ranked.sort()
-        below = sum(rank < val_fraction for rank, _ in ranked)
-        held_out.update(key for _, key in ranked[: max(1, min(below, len(ranked) - 1))])
-    return [dataclasses.replace(picture, split="val" if picture.key in held_out else "train") for picture in listed]
+    for rank in ranks.values():
+        ranked = sorted(rank, key=rank.__getitem__)
+        below = sum(value < val_fraction for value in rank.values())
+        held_out.update(ranked[: max(1, min(below, len(ranked) - 1))])
+    return [dataclasses.replace(picture, split="val" if picture.real in held_out else "train") for picture in listed]
 
 
 def _rank(seed: int, key: str) -> float:
@@ -198,15 +203,15 @@ def _refuse_contradictions(source: Path, listed: Sequence[Listed]) -> None:
     for picture in listed:
         names[picture.real].append(picture)
     shared = [pictures for pictures in names.values() if len(pictures) > 1]
+    labels = [" = ".join(p.key for p in same) for same in shared if len({p.label for p in same}) > 1]
+    if labels:
+        raise DataError(f"{source}: {len(labels)} pictures have two labels: {name_some(labels)}. Keep one of them.")
     leaked = [" = ".join(p.key for p in same) for same in shared if len({p.split for p in same}) > 1]
     if leaked:
         raise DataError(
             f"{source}: {len(leaked)} pictures are in train and in val, through links or different names of one file: "
             f"{name_some(leaked)}. Keep each in one of them."
         )
-    labels = [" = ".join(p.key for p in same) for same in shared if len({p.label for p in same}) > 1]
-    if labels:
-        raise DataError(f"{source}: {len(labels)} pictures have two labels: {name_some(labels)}. Keep one of them.")
     nameless = [picture.key for picture in listed if picture.split == "val" and picture.label is None]
     if nameless:
         raise DataError(

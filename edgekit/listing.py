@@ -179,6 +179,8 @@ def _read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)  # strict: an unclosed quote would swallow the rest of the file
             for row in reader:
+                if any("\0" in cell for cell in row):  # Python 3.10 says so by itself
+                    raise csv.Error("line contains NUL")
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, [cell.strip() for cell in row]
     except UnicodeDecodeError as e:
@@ -205,7 +207,7 @@ def _columns(file: Path, header: Sequence[str]) -> dict[str, int]:
 
 def _cells(file: Path, line: int, row: Sequence[str], columns: dict[str, int]) -> dict[str, str]:
     if len(row) <= max(columns.values()) or not row[columns["path"]]:
-        raise DataError(f"{file}, line {line}: a cell of {','.join(columns)} is missing in: {','.join(row)}")
+        raise DataError(f"{file}, line {line}: a cell of {','.join(columns)} is missing in: {','.join(row)!r:.100}")
     return {name: row[index] for name, index in columns.items()}
 
 
@@ -220,7 +222,7 @@ def _splits(file: Path, cells: Sequence[tuple[int, str]]) -> list[Split | None]:
     allowed = ("train", *VAL_NAMES)
     for line, name in cells:
         if name.lower() not in allowed:
-            raise DataError(f"{file}, line {line}: unknown split '{name}', {did_you_mean(name.lower(), allowed)}")
+            raise DataError(f"{file}, line {line}: unknown split {name!r}, {did_you_mean(name.lower(), allowed)}")
     names = [name.lower() for _, name in cells]
     val = next((name for name in VAL_NAMES if name in names), None)
     return ["train" if name == "train" else "val" if name == val else None for name in names]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,3 +25,33 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data sets are not here ({folder}); set EDGEKIT_TEST_DATA to run this test")
     return folder
+
+
+@pytest.fixture
+def open_tmp() -> Iterator[Path]:
+    """Yield an empty folder that every user may enter; `tmp_path` is root's alone where the tests run as root."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
+
+
+@pytest.fixture
+def without_root() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which file permissions bite, also where the tests run as root, as they do in containers."""
+
+    @contextmanager
+    def ordinary_user() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        try:
+            os.seteuid(65534)  # nobody
+        except PermissionError:
+            pytest.skip("a root that may not become an ordinary user: permissions cannot be tested")
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return ordinary_user

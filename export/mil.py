@@ -208,6 +208,8 @@ def _picture_input(program: MilProgram, path: Path) -> Feature:
     if len(features) != 1 or len(features[0].shape) != 4 or features[0].shape[1] != 3 or None in features[0].shape[2:]:
         given = ", ".join(f"{feature.name} {feature.shape}" for feature in features)
         raise PackageError(f"{path} takes {given}; a picture session needs exactly one input (B, 3, H, W)")
+    if features[0].kind == "image" and features[0].colors not in ("RGB", "BGR"):
+        raise PackageError(f"{path} takes a picture of colour layout {features[0].colors}; allowed: RGB, BGR")
     return features[0]
 
 

@@ -62,7 +62,7 @@ def gather_nd(call: Call) -> Kernel:
 def argsort(call: Call) -> Kernel:
     """Give the order of x along `axis`, descending unless `ascending`."""
     axis, ascending = call.integer("axis", -1), call.flag("ascending", False)
-    return Kernel(("x",), lambda x: torch.argsort(x, axis, descending=not ascending, stable=True))
+    return Kernel(("x",), lambda x: torch.argsort(x, dim=axis, descending=not ascending, stable=True))
 
 
 def topk(call: Call) -> Kernel:
@@ -71,7 +71,7 @@ def topk(call: Call) -> Kernel:
     with_indices = call.flag("return_indices", True)
 
     def run(x: Tensor, k: Tensor | None) -> list[Tensor]:
-        order = torch.argsort(x, axis, descending=not ascending, stable=True)
+        order = torch.argsort(x, dim=axis, descending=not ascending, stable=True)
         index = order.narrow(axis, 0, 1 if k is None else int(k.item()))
         values = torch.gather(x, axis, index)
         return [values, index] if with_indices else [values]

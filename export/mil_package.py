@@ -68,7 +68,7 @@ def read_package(path: Path) -> Package:
     spec_path = _specification_path(path)
     content = _read_limited(spec_path, MAX_SPEC_BYTES)
     coremltools = import_coremltools()
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     spec = coremltools.proto.Model_pb2.Model()
     try:

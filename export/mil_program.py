@@ -195,7 +195,7 @@ def _names(values: Any) -> Constant:
     for value in values:
         tensor = value.immediateValue.tensor
         field = tensor.WhichOneof("value")
-        items = getattr(tensor, field).values if field else []
+        items: Any = getattr(tensor, field).values if field else []
         if field == "bytes":
             items = np.frombuffer(items, np.int64).tolist()
         names += [str(item) for item in items]

@@ -85,12 +85,16 @@ def peak_memory_bytes() -> int | None:
 
     It never falls: to know one model's share, measure it in a process of its own.
     """
+    # VmHWM first: Linux's ru_maxrss survives exec, so a small child of a large parent would report the parent's peak
+    for line in (_read(_PROC / "self/status") or "").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux KiB
+    return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, others KiB
 
 
 def _container_warning(logical_cores: int) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ def test_facts_agree_with_psutil() -> None:
 
 
 def test_peak_memory_counts_bytes_and_never_falls() -> None:
-    """In a process of its own: this one may have held gigabytes before."""
+    """In a child of a process that holds more than the child ever does: the parent's memory must not show."""
+    parent_holds = bytearray(b"x") * 300_000_000
     program = (
         "from edgekit.bench.machine import peak_memory_bytes as peak\n"
         "before = peak()\ngrab = bytearray(b'x') * 100_000_000\nheld = peak()\ndel grab\nprint(before, held, peak())"
@@ -33,7 +34,8 @@ def test_peak_memory_counts_bytes_and_never_falls() -> None:
     answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     before, held, after = (int(number) for number in answer.stdout.split())
     assert held - before == pytest.approx(100_000_000, rel=0.1)
-    assert after >= held
+    assert after >= 0.99 * held  # the kernel counts pages in batches per core
+    assert held < len(parent_holds)
     here = peak_memory_bytes()
     assert here is not None
     assert here >= 0.99 * psutil.Process().memory_info().rss

@@ -51,7 +51,8 @@ def fold_norm_affine(model: nn.Module) -> int:
         shift = norm.bias if norm.bias is not None else torch.zeros_like(norm.weight)
         for reader in readers:
             absorb_input_affine(reader, norm.weight, shift)
-        norm.weight = norm.bias = None
+        norm.register_parameter("weight", None)
+        norm.register_parameter("bias", None)
         if isinstance(norm, nn.LayerNorm):
             norm.elementwise_affine = False
         count += 1
@@ -80,7 +81,8 @@ def fold_attention_biases(model: nn.Module) -> int:
     found = [m for m in model.modules() if isinstance(m, TokenAttention) and m.v.bias is not None]
     for attention in found:
         absorb_input_affine(attention.proj, torch.ones_like(attention.v.bias), attention.v.bias)
-        attention.k.bias = attention.v.bias = None
+        for linear in (attention.k, attention.v):
+            linear.register_parameter("bias", None)
     return len(found)
 
 

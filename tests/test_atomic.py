@@ -17,7 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit.atomic import WriteError, atomic_folder, atomic_path, refuse_existing, write_bytes, write_json, write_text
+from edgekit.atomic import (
+    WriteError,
+    _swap,
+    atomic_folder,
+    atomic_path,
+    refuse_existing,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from edgekit.errors import EXIT_LOAD, EXIT_USAGE, OutputExistsError
 
 OrdinaryUser = Callable[[], AbstractContextManager[None]]
@@ -195,6 +204,14 @@ def test_a_failed_swap_gives_the_old_folder_back(tmp_path: Path) -> None:
     assert names(target) == ["old"] and names(tmp_path) == ["elsewhere", "run"]
 
 
+def test_a_failure_between_the_renames_gives_the_old_folder_back(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").touch()
+    with pytest.raises(FileNotFoundError):
+        _swap(tmp_path / "gone", tmp_path / "run", tmp_path / ".run.old")
+    assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["old"]
+
+
 def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / ".run.old").mkdir()
     (tmp_path / ".run.old" / "old").touch()
@@ -224,7 +241,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from pathlib import Path
-from edgekit.atomic import WriteError, atomic_folder, write_bytes
+from edgekit.atomic import WriteError, _swap, atomic_folder, write_bytes
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 root = Path(sys.argv[1])
 for attempt in (lambda: write_bytes(root / "x.bin", bytes(1_000_000)), lambda: folder()):

@@ -178,6 +178,13 @@ def test_fingerprint_sees_every_change_but_the_place(tmp_path: Path) -> None:
     assert len(seen) == 7
 
 
+def test_fingerprint_sees_a_changed_label(tmp_path: Path) -> None:
+    rows = "path,label,split\ne.png,cat,train\nf.png,dog,train\n" + ROWS
+    swapped = rows.replace("e.png,cat", "e.png,dog").replace("f.png,dog", "f.png,cat")
+    first, second = (load_dataset(write_csv(tmp_path, text)) for text in (rows, swapped))
+    assert keys(first.train) == keys(second.train) and first.fingerprint() != second.fingerprint()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     two_splits(tmp_path)

@@ -89,7 +89,7 @@ def read_metrics(path: Path) -> MetricsTable:
         MissingExtraError: TensorBoard events without the `tensorboard` extra.
     """
     path = _find_log(path)
-    if "tfevents" in path.name:
+    if path.is_dir() or "tfevents" in path.name:
         rows, notes = _tensorboard_rows(path)
     else:
         rows, notes = _text_rows(path)
@@ -97,7 +97,7 @@ def read_metrics(path: Path) -> MetricsTable:
 
 
 def _find_log(path: Path) -> Path:
-    """Return the log itself where `path` is a run folder."""
+    """Return the log itself where `path` is a run folder; a folder of TensorBoard events is a log."""
     if not path.exists():
         raise LoadError(f"{path} does not exist. Give {FORMATS}.")
     if not path.is_dir():
@@ -105,9 +105,8 @@ def _find_log(path: Path) -> Path:
     for name in ("metrics.jsonl", "trainer_state.json"):
         if (path / name).is_file():
             return path / name
-    events = sorted(path.glob("*tfevents*"), key=lambda file: file.stat().st_mtime)
-    if events:
-        return events[-1]
+    if any(path.glob("*tfevents*")):
+        return path  # a resumed run leaves several event files, which are read together
     raise LoadError(f"the folder {path} holds no training log. Give {FORMATS}.")
 
 
@@ -176,9 +175,11 @@ def _trainer_state_rows(path: Path, text: str) -> list[Row]:
 
 
 def _tensorboard_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """Read the scalars of an event file. A scalar "epoch" maps steps to epochs; without one a step is an epoch."""
+    """Read the scalars of event files. A scalar "epoch" maps steps to epochs; without one a step is an epoch."""
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+            EventAccumulator,
+        )
     except ImportError as e:
         raise MissingExtraError("tensorboard", "tensorboard", "reading TensorBoard events") from e
     try:

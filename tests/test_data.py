@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets_for_tests import draw, keys, one_folder, refusal, two_splits
+from datasets_for_tests import ROWS, draw, keys, one_folder, refusal, two_splits, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,6 +1,6 @@
 """Measure the forecast on finished runs: cut each log early, forecast its last value, compare with the truth.
 
-    python -m edgekit.compress.forecast_backtest LOG.csv …
+    python -m edgekit.compress.forecast_backtest tests/compress/logs/held_out/runs.json
 
 prints one table over all logs: mean absolute error of the final metric, beside three simple ways to guess it, and how
 often the 80 % interval held. Knows no torch.
@@ -8,7 +8,7 @@ often the 80 % interval held. Knows no torch.
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,34 +86,23 @@ def backtest(table: MetricsTable, metric: str, schedule: ScheduleConfig | None, 
     return Backtest(table.source.stem, fraction, errors, held)
 
 
-def schedule_from_rates(table: MetricsTable) -> ScheduleConfig | None:
-    """Return the schedule named in the log's file name, with its parameters read off the finished rate column.
+def run_backtests(runs: Path, metric: str = "val_acc") -> list[Backtest]:
+    """Backtest every log that the JSON file `runs` names, from 40, 60 and 80 % of its run.
 
-    Understands the names that tests/compress/logs/make_logs.py gives; None where there is none.
+    Args:
+        runs: {path of a log, relative to the file: its schedule's settings}.
+        metric: the column to forecast.
+
+    Raises:
+        LoadError: a log cannot be read.
+        DataError: a log is too short, or the metric is missing.
     """
-    rate = table.rate()
-    known = re.search(r"_(constant|cosine-restarts|cosine|linear|step|one-cycle|wsd)_\d+$", table.source.stem)
-    if rate is None or known is None:
-        return None
-    fields: dict[str, object] = {"name": known[1]}
-    falls, rises = np.flatnonzero(np.diff(rate) < 0) + 1, np.flatnonzero(np.diff(rate) > 0) + 1
-    if known[1] == "step":
-        fields |= {"step_epochs": float(falls[0]), "gamma": float(rate[falls[0]] / rate[0])}
-    elif known[1] == "wsd":
-        fields |= {"decay_fraction": (len(rate) - float(falls[0]) + 1) / len(rate)}
-    elif known[1] == "cosine-restarts":
-        fields |= {"t_0": float(rises[0])}
-        if len(rises) > 1:
-            fields |= {"t_mult": float(rises[1] - rises[0]) / float(rises[0])}
-    elif known[1] == "cosine" and len(rises):
-        fields |= {"warmup_epochs": float(rises[-1]), "start_factor": float(rate[0] / rate.max())}
-    return ScheduleConfig.model_validate(fields)
-
-
-def run_backtests(logs: Sequence[Path], metric: str = "val_acc") -> list[Backtest]:
-    """Backtest every log from 40, 60 and 80 % of its run."""
-    tables = [read_metrics(path) for path in logs]
-    return [backtest(table, metric, schedule_from_rates(table), part) for table in tables for part in FRACTIONS]
+    plans = json.loads(runs.read_text())
+    found = []
+    for log, settings in plans.items():
+        table, schedule = read_metrics(runs.parent / log), ScheduleConfig.model_validate(settings)
+        found += [backtest(table, metric, schedule, fraction) for fraction in FRACTIONS]
+    return found
 
 
 def summary(backtests: Sequence[Backtest]) -> str:
@@ -128,4 +117,4 @@ def summary(backtests: Sequence[Backtest]) -> str:
 
 
 if __name__ == "__main__":
-    print(summary(run_backtests([Path(name) for name in sys.argv[1:]])))
+    print(summary([trial for name in sys.argv[1:] for trial in run_backtests(Path(name))]))

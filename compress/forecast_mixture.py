@@ -20,8 +20,8 @@ FEWEST_EPOCHS = 4
 """The shortest log, and the shortest piece of a log, that a curve is fitted to."""
 MOST_ORIGINS = 10
 
-# The constants below were chosen on 17 logs of small trainings and checked on 13 others (tests/compress/logs, LOG.md).
-# None is critical: halving or doubling one moves the mean error by less than a quarter.
+# The constants below were chosen on 17 logs of small trainings and checked on 14 others (tests/compress/logs, LOG.md).
+# None is critical: halving or doubling one moves the mean error by less than a fifth.
 SHARPNESS = 0.25
 """How strongly the backtest decides: a model weighs (mean squared backtest error)^(−SHARPNESS · number of origins)."""
 BREAK_DISCOUNT = 6.0
@@ -31,7 +31,7 @@ ANCHOR = 0.5
 DRIFT_FLOOR = 0.04
 """Least drift, as a part of today's deficit, of a very long log; a log of SHORT_LOG epochs has twice that."""
 SHORT_LOG = 6.0
-SPREAD = 0.75
+SPREAD = 0.65
 """Scale on the width of the futures that makes the 80 % intervals hold about 80 % of the time."""
 HEAT_SPREAD = 0.5
 """Spread (of the logarithm) of what a restart costs around what the models say: the cost was 0.6 to 3 times that."""

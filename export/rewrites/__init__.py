@@ -54,7 +54,12 @@ POOL = Rewrite("pool-before-keys", pool_before_keys, "a seventh of the products 
 AFFINE = Rewrite("norm-affine", fold_norm_affine, "two ops less per norm", "a timm MobileViT block")
 SCALE = Rewrite("attention-scale", fold_attention_scale, "one op less per attention", "a timm MobileVitBlock")
 BIASES = Rewrite("attention-biases", fold_attention_biases, "two passes over the tokens less", "a timm MobileVitBlock")
-RMS = Rewrite("rms-norm", centre_residual_stream, "four ops less per norm", "a timm MobileVitBlock")
+RMS = Rewrite(
+    "rms-norm",
+    centre_residual_stream,
+    "four ops less per norm",
+    "a timm MobileVitBlock (v2's GroupNorm sees a token's mean)",
+)
 RMS_NODE = Rewrite("rms-norm-node", rms_norm_as_onnx_node, "0.6 of LayerNorm's time", "a timm MobileVitBlock")
 MEAN = Rewrite("mean-as-linear", mean_as_linear, "one XNNPACK delegate, not 49", "a timm MobileVitBlock")
 ATTENTION_NODE = Rewrite("attention-node", attention_as_onnx_node, "one kernel per attention", "a timm MobileVitBlock")

@@ -17,6 +17,7 @@ from edgekit.errors import MissingExtraError
 from edgekit.export.chatter import native_output_captured
 from edgekit.export.rewrites import RewriteReport, rewrite
 from edgekit.export.tflite_graph import Graph
+from edgekit.export.tflite_peephole import power_to_square_root
 
 OUTPUT_NAMES = ("logits", "embedding")
 
@@ -83,19 +84,6 @@ def convert_float(
     power_to_square_root(graph)
     graph.set_metadata(metadata or {})
     graph.write(out)
-
-
-def power_to_square_root(graph: Graph) -> int:
-    """Replace POW(x, 1/2) by SQRT(x); return how many. Vector norms arrive as POW, which XNNPACK does not take."""
-    count = 0
-    for operator in graph.operators:
-        exponent = graph.constant(int(operator.inputs[1])) if graph.name(operator) == "POW" else None
-        if exponent is not None and exponent.size == 1 and float(exponent.ravel()[0]) == 0.5:
-            operator.opcodeIndex = graph.code("SQRT", 1)
-            operator.inputs = [operator.inputs[0]]
-            operator.builtinOptions, operator.builtinOptionsType = None, 0
-            count += 1
-    return count
 
 
 @contextmanager

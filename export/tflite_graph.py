@@ -72,10 +72,13 @@ class Graph:
 
     def write(self, path: Path) -> None:
         """Write the model, whole or not at all."""
+        write_bytes(path, self.content())
+
+    def content(self) -> bytes:
+        """Return the model as the bytes of a .tflite file."""
         from ai_edge_litert.tools import flatbuffer_utils
 
-        self._drop_unused_buffers()
-        write_bytes(path, bytes(flatbuffer_utils.convert_object_to_bytearray(self.model)))
+        return bytes(flatbuffer_utils.convert_object_to_bytearray(self.model))
 
     @property
     def tensors(self) -> list[Any]:
@@ -197,10 +200,37 @@ class Graph:
         for entry, name in zip(ordered, names, strict=True):
             entry.name = name.encode()
 
-    def _drop_unused_buffers(self) -> None:
-        """Empty the buffers that no tensor and no metadata refer to any more; indices stay as they are."""
-        used = {int(tensor.buffer) for subgraph in self.model.subgraphs for tensor in subgraph.tensors}
-        used |= {int(entry.buffer) for entry in self.model.metadata or []}
-        for index, buffer in enumerate(self.model.buffers):
-            if index not in used:
-                buffer.data = None
+    def compact(self) -> None:
+        """Drop the tensors and buffers that nothing refers to, and shorten the names inside the graph.
+
+        Converted tensors carry their whole module path as a name: of a small int8 file that would be a tenth.
+        """
+        subgraph = self.model.subgraphs[0]
+        kept = set(self.inputs) | set(self.outputs)
+        for operator in self.operators:
+            kept |= {int(tensor) for tensor in (*operator.inputs, *operator.outputs) if tensor >= 0}
+        public = set(self.inputs) | set(self.outputs)
+        new_index = {old: new for new, old in enumerate(sorted(kept))}
+        for old, new in new_index.items():
+            if old not in public:
+                self.tensors[old].name = f"t{new}".encode()
+        subgraph.tensors = [self.tensors[old] for old in sorted(kept)]
+        subgraph.inputs = [new_index[old] for old in self.inputs]
+        subgraph.outputs = [new_index[old] for old in self.outputs]
+        for operator in self.operators:
+            operator.inputs = [new_index.get(int(tensor), -1) for tensor in operator.inputs]
+            operator.outputs = [new_index[int(tensor)] for tensor in operator.outputs]
+        for definition in self.model.signatureDefs or []:
+            for entry in (*definition.inputs, *definition.outputs):
+                entry.tensorIndex = new_index[int(entry.tensorIndex)]
+        self._compact_buffers()
+
+    def _compact_buffers(self) -> None:
+        """Keep buffer 0, which is empty by the schema, and those that a tensor or the metadata refers to."""
+        holders = [*self.tensors, *(self.model.metadata or [])]
+        used = sorted({0} | {int(holder.buffer) for holder in holders})
+        new_index = {old: new for new, old in enumerate(used)}
+        self.model.buffers = [self.model.buffers[old] for old in used]
+        for holder in holders:
+            holder.buffer = new_index[int(holder.buffer)]
+        self.model.metadataBuffer = None

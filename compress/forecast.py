@@ -134,7 +134,7 @@ class Forecast:
 
     def probability_by(self, epoch: float) -> float:
         """Return the probability that the target is reached by the end of `epoch`."""
-        passed = [p for e, p in zip(self.epochs, self.target_by_epoch, strict=True) if e <= epoch + 1e-9]
+        passed = [p for e, p in zip(self.epochs, self.target_by_epoch, strict=True) if e <= epoch]
         return passed[-1] if passed else 0.0
 
     def short_line(self) -> str:

@@ -47,13 +47,13 @@ class Question(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: str
-    target: float | None = Field(None, allow_inf_nan=False)
-    total_epochs: float | None = Field(None, gt=0, le=1e6)
+    target: float | None = Field(default=None, allow_inf_nan=False)
+    total_epochs: float | None = Field(default=None, gt=0, le=1e6)
     schedule: ScheduleConfig | None = None
     direction: Literal["max", "min"] | None = None
-    best: float | None = Field(None, allow_inf_nan=False)
-    seed: int = Field(0, ge=0)
-    draws: int = Field(4000, ge=100, le=100_000)
+    best: float | None = Field(default=None, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0)
+    draws: int = Field(default=4000, ge=100, le=100_000)
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,25 @@ class ScheduleConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ScheduleName = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0, description="linear rise from start_factor, before any schedule")
-    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="the same as a share of the run; adds to warmup_epochs")
-    start_factor: float = Field(0.04, ge=0, le=1, description="factor at step 0 of a warm-up and of one-cycle")
-    min_factor: float = Field(0.0, ge=0, le=1, description="the lowest factor, all schedules")
-    step_epochs: float = Field(30.0, gt=0, description="step: epochs between two decays")
-    gamma: float = Field(0.1, gt=0, lt=1, description="step, plateau: factor of each decay")
-    patience: int = Field(5, ge=0, description="plateau: epochs without a better value before a decay")
-    min_delta: float = Field(0.0, ge=0, description="plateau: what counts as better, in the metric's unit")
-    peak_fraction: float = Field(0.3, gt=0, lt=1, description="one-cycle: where in the run the peak is")
-    decay_fraction: float = Field(0.1, gt=0, le=1, description="wsd: the last part of the run, in which it decays")
-    decay_shape: Literal["linear", "sqrt"] = Field("linear", description="wsd: shape of the decay")
-    t_0: float = Field(10.0, gt=0, description="cosine-restarts: epochs of the first cycle")
-    t_mult: float = Field(1.0, ge=1, description="cosine-restarts: each cycle is this much longer than the one before")
+    warmup_epochs: float = Field(default=0.0, ge=0, description="linear rise from start_factor, before any schedule")
+    warmup_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="the same as a share of the run; adds to warmup_epochs"
+    )
+    start_factor: float = Field(default=0.04, ge=0, le=1, description="factor at step 0 of a warm-up and of one-cycle")
+    min_factor: float = Field(default=0.0, ge=0, le=1, description="all but constant: the lowest factor")
+    step_epochs: float = Field(default=30.0, gt=0, description="step: epochs between two decays")
+    gamma: float = Field(default=0.1, gt=0, lt=1, description="step, plateau: factor of each decay")
+    patience: int = Field(default=5, ge=0, description="plateau: epochs without a better value before a decay")
+    min_delta: float = Field(default=0.0, ge=0, description="plateau: what counts as better, in the metric's unit")
+    peak_fraction: float = Field(default=0.3, gt=0, lt=1, description="one-cycle: where in the run the peak is")
+    decay_fraction: float = Field(
+        default=0.1, gt=0, le=1, description="wsd: the last part of the run, in which it decays"
+    )
+    decay_shape: Literal["linear", "sqrt"] = Field(default="linear", description="wsd: shape of the decay")
+    t_0: float = Field(default=10.0, gt=0, description="cosine-restarts: epochs of the first cycle")
+    t_mult: float = Field(
+        default=1.0, ge=1, description="cosine-restarts: each cycle is this much longer than the one before"
+    )
 
     @model_validator(mode="after")
     def _one_warm_up_only(self) -> ScheduleConfig:
@@ -137,6 +143,28 @@ SCHEDULES: Mapping[ScheduleName, Callable[[float, float, ScheduleConfig], float]
     "wsd": wsd,
     "cosine-restarts": cosine_restarts,
 }
+
+
+PARAMETERS: Mapping[ScheduleName, tuple[str, ...]] = {
+    "constant": (),
+    "cosine": ("min_factor",),
+    "linear": ("min_factor",),
+    "step": ("step_epochs", "gamma", "min_factor"),
+    "plateau": ("gamma", "patience", "min_delta", "min_factor"),
+    "one-cycle": ("start_factor", "peak_fraction", "min_factor"),
+    "wsd": ("decay_fraction", "decay_shape", "min_factor"),
+    "cosine-restarts": ("t_0", "t_mult", "min_factor"),
+}
+"""What each schedule reads; all but one-cycle read the warm-up's parameters too."""
+
+
+def reads(name: ScheduleName) -> tuple[str, ...]:
+    """Return every parameter that the schedule reads."""
+    return (
+        PARAMETERS[name]
+        if name == "one-cycle"
+        else ("warmup_epochs", "warmup_fraction", "start_factor", *PARAMETERS[name])
+    )
 
 
 def factor(config: ScheduleConfig, epoch: float, total_epochs: float, history: Sequence[float] = ()) -> float:

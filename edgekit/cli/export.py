@@ -1,0 +1,120 @@
+"""`edgekit export`: convert a student and prove the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
+from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, UsageError, did_you_mean
+from edgekit.terminal import human_bytes, print_json
+
+
+@click.command()
+@click.argument("run", type=EXISTING)
+@click.option(
+    "--format",
+    "formats",
+    default="all",
+    show_default=True,
+    help="onnx, coreml (mlpackage), tflite (litert); several with commas; all.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    default="fp32,int8",
+    show_default=True,
+    help="fp32, fp16, int8; several with commas; all.",
+)
+@click.option("--int8", is_flag=True, help="The same as --precision int8.")
+@click.option("--data", type=EXISTING, help="Pictures for calibration and comparison.  [default: the run's own]")
+@click.option("--val-fraction", type=float, help="As for distill, with --data.")
+@click.option("--outputs", default="logits,embedding", show_default=True, help="What the files give, in order.")
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(8),
+    default=256,
+    show_default=True,
+    help="Training pictures for INT8 ranges.",
+)
+@click.option(
+    "--comparison-images",
+    type=click.IntRange(8),
+    default=256,
+    show_default=True,
+    help="Validation pictures compared with PyTorch.",
+)
+@click.option("--dynamic-batch", is_flag=True, help="Any batch size, where the format can (ONNX).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of pictures.")
+@output_options("bundle", "Bundle folder")
+@talk_options
+def export(**options: Any) -> int:
+    """Convert the student in RUN (a run folder or checkpoint) and prove the files.
+
+    Every file is opened again and compared with PyTorch on real validation pictures. One that fails is not in the
+    bundle, and the exit code is 1.
+    """
+    terminal = make_terminal(options["quiet"], options["verbose"])
+
+    from edgekit.export.export import ExportConfig, export_run
+    from edgekit.export.runtimes import parse_formats
+
+    config = ExportConfig(
+        run=Path(options["run"]),
+        output=Path(options["output"]),
+        formats=parse_formats(options["formats"]),
+        precisions=_precisions("int8" if options["int8"] else options["precisions"]),
+        data=options["data"],
+        val_fraction=options["val_fraction"],
+        outputs=tuple(part.strip() for part in options["outputs"].split(",")),
+        calibration_images=options["calibration_images"],
+        comparison_images=options["comparison_images"],
+        dynamic_batch=options["dynamic_batch"],
+        seed=options["seed"],
+    )
+    attempts = export_run(config, terminal, overwrite=options["overwrite"])
+    terminal.table(
+        ("file", "size", "max abs", "SNR dB", "cosine", "agreement", "ran on", "result"),
+        [_row(attempt) for attempt in attempts],
+        title="compared with PyTorch",
+    )
+    if any(attempt.runtime and attempt.runtime["runtime"] == "mil" for attempt in attempts):
+        terminal.say("mil: Core ML files are interpreted here, not run on Apple hardware")
+    good = sum(not attempt.problems for attempt in attempts)
+    terminal.say(f"{good} of {len(attempts)} files proven, in {config.output}")
+    if options["as_json"]:
+        print_json("export", {"bundle": str(config.output), "files": [attempt.to_dict() for attempt in attempts]})
+    return EXIT_OK if good == len(attempts) else EXIT_NEGATIVE
+
+
+def _row(attempt: Any) -> tuple[str, ...]:
+    if attempt.parity is None:
+        return (attempt.name, "–", "–", "–", "–", "–", "–", "failed")
+    parity = attempt.parity
+    agreement = f"{100 * parity.agreement.value:.1f} %" if parity.agreement else "–"
+    return (
+        attempt.name,
+        human_bytes(attempt.size_bytes),
+        f"{parity.max_abs:.2g}",
+        f"{parity.snr_db:.1f}",
+        f"{parity.cosine:.5f}",
+        agreement,
+        attempt.runtime["runtime"],
+        "failed" if attempt.problems else "proven",
+    )
+
+
+def _precisions(text: str) -> Any:
+    from edgekit.export.exporters import PRECISIONS
+
+    if text == "all":
+        return PRECISIONS
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    for name in names:
+        if name not in PRECISIONS:
+            raise UsageError(f"--precision '{name}' is not known; {did_you_mean(name, [*PRECISIONS, 'all'])}")
+    if not names:
+        raise UsageError(f"--precision names nothing; give one or more of {', '.join(PRECISIONS)}, or all")
+    return tuple(dict.fromkeys(names))

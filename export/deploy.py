@@ -1,0 +1,64 @@
+"""The student as it is deployed: plain pixels in, named outputs out, normalisation inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgekit.errors import UsageError, did_you_mean
+from edgekit.export.session import FloatArray, RuntimeInfo
+from edgekit.models.student import Student
+
+OUTPUTS = ("logits", "embedding")
+
+
+class DeployModel(nn.Module):
+    """images (B, 3, H, W) float32 RGB in [0, 1] → the chosen outputs, in order.
+
+    "logits" are (B, num_classes); "embedding" are unit rows (B, embed_dim), so that a cosine is a plain product.
+
+    Raises:
+        UsageError: an output that is not known, or none.
+    """
+
+    def __init__(self, student: Student, outputs: Sequence[str] = OUTPUTS) -> None:
+        super().__init__()
+        for name in outputs:
+            if name not in OUTPUTS:
+                raise UsageError(f"--outputs '{name}' is not known; {did_you_mean(name, OUTPUTS)}")
+        if not outputs or len(set(outputs)) != len(outputs):
+            raise UsageError(f"--outputs needs one or both of {', '.join(OUTPUTS)}, each once")
+        self.student = student
+        self.outputs = tuple(outputs)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images (B, 3, H, W) in [0, 1] to the outputs in the order of `self.outputs`."""
+        embedding, logits = self.student(images)
+        found = {"logits": logits, "embedding": F.normalize(embedding, dim=1, eps=1e-6)}
+        return tuple(found[name] for name in self.outputs)
+
+
+class TorchSession:
+    """A deployed student in eager PyTorch, as a Session (edgekit.export.session)."""
+
+    def __init__(self, model: DeployModel, threads: int = 1) -> None:
+        self._model = model.eval()
+        self._threads = threads
+        size = model.student.spec.image_size
+        self.input_shape: tuple[int | None, int, int, int] = (None, 3, size, size)
+        self.info = RuntimeInfo("torch", torch.__version__, threads, "eager")
+
+    @torch.inference_mode()
+    def __call__(self, images: FloatArray) -> dict[str, FloatArray]:
+        """Run on images (B, 3, H, W) float32 in [0, 1]; return float32 outputs by name."""
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        results = self._model(torch.from_numpy(images))
+        return {
+            name: np.asarray(result.numpy(), np.float32)
+            for name, result in zip(self._model.outputs, results, strict=True)
+        }

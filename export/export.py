@@ -1,0 +1,309 @@
+"""Export a run: convert, quantize, open again, compare with PyTorch on real pictures, and bundle what passed."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from edgekit import atomic
+from edgekit.data import ImageDataset, Sample, content_hashes, load_dataset
+from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
+from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
+from edgekit.export.exporters import DYNAMIC_BATCH, EXPORTERS, Conversion
+from edgekit.export.golden import INPUTS, Golden, choose_raw, write_golden
+from edgekit.export.manifest import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    FileRecord,
+    InputContract,
+    Manifest,
+    layouts,
+    sha256_of,
+)
+from edgekit.export.model_card import model_card
+from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, failures
+from edgekit.export.runtimes import SUFFIX_OF, Format, open_session, size_bytes
+from edgekit.export.session import FloatArray, Outputs, run_batched
+from edgekit.models.checkpoint import load_student, student_file
+from edgekit.models.complexity import measure_complexity
+from edgekit.models.student import Student
+from edgekit.preprocess import load_batch
+from edgekit.terminal import Terminal, human_bytes
+
+_LIBRARIES = ("edgekit", "torch", "timm", "onnx", "onnxruntime", "coremltools", "litert-torch", "ai-edge-quantizer")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export.
+
+    Attributes:
+        run: run folder or checkpoint.
+        output: the bundle folder.
+        formats, precisions: every combination is made.
+        data: pictures for calibration and comparison; None takes the data that the run was trained on.
+        val_fraction: as for distill; None takes the run's.
+        outputs: of the files, in order.
+        calibration_images: training pictures that set the INT8 ranges.
+        comparison_images: validation pictures on which every file is compared with PyTorch.
+        dynamic_batch: take any batch size, in the formats that can.
+        seed: of the choice of pictures.
+    """
+
+    run: Path
+    output: Path
+    formats: tuple[Format, ...]
+    precisions: tuple[Precision, ...]
+    data: Path | None = None
+    val_fraction: float | None = None
+    outputs: tuple[str, ...] = OUTPUTS
+    calibration_images: int = 256
+    comparison_images: int = 256
+    dynamic_batch: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One file: made and compared, or why not."""
+
+    name: str
+    format: Format
+    precision: Precision
+    recipe: str = ""
+    size_bytes: int = 0
+    parity: Parity | None = None
+    runtime: Mapping[str, Any] | None = None
+    problems: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        return {**vars(self), "parity": self.parity.to_dict() if self.parity else None, "passed": not self.problems}
+
+
+def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = False) -> list[Attempt]:
+    """Write a bundle with every file that proves to compute what the student computes.
+
+    A file that cannot be made, or that fails its gate, is not in the bundle; the others are.
+
+    Raises:
+        VerificationError: not one file passed; no bundle is left.
+        EdgekitError: the run, the data or the output are not usable.
+    """
+    atomic.refuse_existing(config.output, overwrite=overwrite)
+    student = load_student(config.run)
+    model = DeployModel(student, config.outputs).eval()
+    dataset = run_dataset(config)
+    _check_classes(student, dataset)
+    pictures = _Pictures.choose(config, dataset, student)
+    expected = run_batched(TorchSession(model, threads=1), pictures.comparison)
+    terminal.say(
+        f"student  {student.spec.arch} at {student.spec.image_size} px, {student.spec.num_classes} classes; ranges from "
+        f"{len(pictures.calibration)} training pictures, compared on {len(pictures.comparison)} validation pictures"
+    )
+    with (
+        atomic.atomic_folder(config.output, overwrite=overwrite) as bundle,
+        tempfile.TemporaryDirectory(prefix="edgekit-export-") as work,
+    ):
+        conversion = Conversion(model, pictures.calibration, Path(work), _texts(student), config.dynamic_batch)
+        attempts = [
+            _attempt(conversion, form, precision, bundle, (pictures.comparison, expected), terminal)
+            for form in config.formats
+            for precision in config.precisions
+        ]
+        if all(attempt.problems for attempt in attempts):
+            raise VerificationError(f"no file passed, so no bundle was written to {config.output}")
+        _write_bundle(bundle, config, student, pictures, expected, attempts)
+    return attempts
+
+
+def _attempt(
+    conversion: Conversion,
+    form: Format,
+    precision: Precision,
+    bundle: Path,
+    comparison: tuple[FloatArray, Outputs],
+    terminal: Terminal,
+) -> Attempt:
+    """Make one file, open it again and compare; it reaches its final name only if it passes."""
+    name = f"model.{precision}{SUFFIX_OF[form]}"
+    if conversion.dynamic_batch and not DYNAMIC_BATCH[form]:
+        terminal.warn(f"{name}: --dynamic-batch is not for {form}; the batch stays 1")
+    made = conversion.work / name
+    images, expected = comparison
+    try:
+        recipe = EXPORTERS[form](conversion, precision, made)
+        session = open_session(made)
+        parity = compare_outputs(expected, run_batched(session, images))
+        problems = failures(parity, GATES[precision])
+        attempt = Attempt(name, form, precision, recipe, size_bytes(made), parity, asdict(session.info), problems)
+    except EdgekitError as e:
+        attempt = Attempt(name, form, precision, problems=(str(e),))
+    except Exception as e:  # converters raise their own types; one format's failure must not take the others along
+        reason = str(e).strip().splitlines()[-1][:300] if str(e).strip() else ""
+        attempt = Attempt(name, form, precision, problems=(f"{type(e).__name__}: {reason}",))
+        terminal.detail(f"{name}: {e!r}")
+    if attempt.problems:
+        terminal.say(f"{name}  FAILED: {'; '.join(attempt.problems)}")
+    else:
+        shutil.move(str(made), bundle / name)
+        terminal.detail(f"{name}  {human_bytes(attempt.size_bytes)}  {attempt.recipe}")
+    return attempt
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Calibration pictures from the training split, comparison pictures from the validation split."""
+
+    calibration: FloatArray
+    comparison: FloatArray
+    calibration_hashes: dict[str, str]
+    comparison_hashes: dict[str, str]
+    comparison_paths: tuple[Path, ...]
+
+    @classmethod
+    def choose(cls, config: ExportConfig, dataset: ImageDataset, student: Student) -> _Pictures:
+        calibration = _spread(dataset.train, config.calibration_images, config.seed)
+        comparison = _spread(dataset.val, config.comparison_images, config.seed)
+        calibration_hashes, comparison_hashes = content_hashes(calibration), content_hashes(comparison)
+        _refuse_overlap(calibration_hashes, comparison_hashes)
+        contract = student.spec.preprocess
+        paths = tuple(sample.path for sample in comparison)
+        return cls(
+            load_batch([sample.path for sample in calibration], contract),
+            load_batch(paths, contract),
+            calibration_hashes,
+            comparison_hashes,
+            paths,
+        )
+
+
+def _refuse_overlap(calibration: Mapping[str, str], comparison: Mapping[str, str]) -> None:
+    from edgekit.export.calibration import check_no_overlap
+
+    check_no_overlap(calibration, comparison)
+
+
+def _spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """Return `count` samples, a function of (seed, key), that go round the classes so that each is met."""
+    ranked = sorted(samples, key=lambda s: hashlib.blake2b(f"{seed}/{s.key}".encode(), digest_size=8).digest())
+    place: dict[int | None, int] = {}
+    rounds = []
+    for sample in ranked:
+        place[sample.label] = place.get(sample.label, 0) + 1
+        rounds.append(place[sample.label])
+    order = sorted(range(len(ranked)), key=rounds.__getitem__)
+    return [ranked[row] for row in order[:count]]
+
+
+def run_dataset(config: ExportConfig) -> ImageDataset:
+    """Return the data set of the run, or the one that was given."""
+    if config.data is not None:
+        return load_dataset(config.data, val_fraction=config.val_fraction, seed=config.seed)
+    folder = config.run if config.run.is_dir() else config.run.parent
+    try:
+        trained = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        source, fraction = Path(trained["data"]), trained["val_fraction"]
+        seed, broken = trained["recipe"]["fit"]["seed"], json.loads((folder / "run.json").read_text())["data"]["broken"]
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as e:
+        raise UsageError(f"{config.run} does not say what it was trained on; pass --data DIR with its pictures") from e
+    if not source.exists():
+        raise UsageError(f"the data that {config.run} was trained on is not at {source} any more; pass --data DIR")
+    return load_dataset(source, val_fraction=fraction, seed=seed).without(broken)
+
+
+def _check_classes(student: Student, dataset: ImageDataset) -> None:
+    if student.spec.classes != dataset.classes:
+        raise LoadError(
+            f"the student knows {student.spec.num_classes} classes ({', '.join(student.spec.classes[:3])}, …), the data has "
+            f"{len(dataset.classes)} ({', '.join(dataset.classes[:3])}, …); pass --data with the pictures it was trained on"
+        )
+
+
+def _texts(student: Student) -> dict[str, str]:
+    """Return what a file says about itself."""
+    return {
+        "classes": json.dumps(student.spec.classes),
+        "preprocess": json.dumps(student.spec.preprocess.to_dict()),
+        "input": "RGB in [0, 1]; normalisation is inside",
+    }
+
+
+def _write_bundle(
+    bundle: Path,
+    config: ExportConfig,
+    student: Student,
+    pictures: _Pictures,
+    expected: Outputs,
+    attempts: Sequence[Attempt],
+) -> None:
+    raw = choose_raw(pictures.comparison_paths)
+    rows = (raw + [row for row in range(len(pictures.comparison)) if row not in raw])[:INPUTS]
+    pixels = np.rint(pictures.comparison[rows].transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    golden = Golden(
+        pixels,
+        {name: values[rows] for name, values in expected.items()},
+        tuple(pictures.comparison_paths[row].read_bytes() for row in raw),
+    )
+    write_golden(bundle / GOLDEN_FILE, golden)
+    facts = _run_facts(config.run)
+    manifest = Manifest(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        edgekit_version=metadata.version("edgekit"),
+        versions={name: _version(name) for name in _LIBRARIES},
+        model={"arch": student.spec.arch, "embed_dim": student.spec.embed_dim}
+        | asdict(measure_complexity(student, student.spec.image_size)),
+        teacher=facts.get("teacher"),
+        training={k: facts[k] for k in ("seed", "data", "summary") if k in facts}
+        | {"checkpoint_sha256": sha256_of(student_file(config.run))},
+        input=InputContract(layout=dict(layouts()), preprocess=student.spec.preprocess.to_dict()),
+        outputs=config.outputs,
+        classes=student.spec.classes,
+        files=tuple(_record(bundle, attempt) for attempt in attempts if not attempt.problems),
+        golden_sha256=sha256_of(bundle / GOLDEN_FILE),
+        calibration=pictures.calibration_hashes,
+        verification=pictures.comparison_hashes,
+    )
+    atomic.write_text(bundle / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+    atomic.write_text(bundle / "MODEL_CARD.md", model_card(manifest))
+
+
+def _record(bundle: Path, attempt: Attempt) -> FileRecord:
+    assert attempt.parity is not None and attempt.runtime is not None
+    return FileRecord(
+        path=attempt.name,
+        format=attempt.format,
+        precision=attempt.precision,
+        recipe=attempt.recipe,
+        sha256=sha256_of(bundle / attempt.name),
+        size_bytes=attempt.size_bytes,
+        parity=attempt.parity.to_dict(),
+        runtime=dict(attempt.runtime),
+    )
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    path = (run if run.is_dir() else run.parent) / "run.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # a bare checkpoint: the card then says that nothing is known of its training
+    return facts if isinstance(facts, dict) else {}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,90 @@
+"""Golden vectors: real inputs with PyTorch's outputs, and raw pictures that prove the preprocessing."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit import atomic
+from edgekit.errors import LoadError
+from edgekit.export.session import FloatArray
+from edgekit.images import read_rgb
+from edgekit.preprocess import Preprocess, fit_pixels
+
+INPUTS = 8
+RAW = 2
+_MAX_RAW_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a bundle is verified with.
+
+    Attributes:
+        pixels: (n, S, S, 3) uint8 RGB after resize and crop; divided by 255 they are the model's input.
+        outputs: PyTorch's outputs for them, by name.
+        raw: encoded picture files; the first `len(raw)` rows of `pixels` are what preprocessing makes of them.
+    """
+
+    pixels: NDArray[np.uint8]
+    outputs: Mapping[str, FloatArray]
+    raw: tuple[bytes, ...]
+
+
+def choose_raw(paths: Sequence[Path]) -> list[int]:
+    """Return the rows of up to two picture files that are small enough to travel in a bundle."""
+    return [row for row, path in enumerate(paths) if path.stat().st_size <= _MAX_RAW_BYTES][:RAW]
+
+
+def write_golden(path: Path, golden: Golden) -> None:
+    """Write golden.npz: pixels, output.<name>, raw.<number> (bytes as uint8)."""
+    arrays: dict[str, NDArray[np.uint8] | FloatArray] = {"pixels": golden.pixels}
+    arrays |= {f"output.{name}": values for name, values in golden.outputs.items()}
+    arrays |= {f"raw.{number}": np.frombuffer(content, np.uint8) for number, content in enumerate(golden.raw)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def read_golden(path: Path) -> Golden:
+    """Read golden.npz.
+
+    Raises:
+        LoadError: not there, damaged, or not golden vectors.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        pixels = arrays["pixels"]
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) == 0:
+            raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as e:
+        raise LoadError(f"{path} holds no golden vectors: {e}") from e
+    outputs = {n.removeprefix("output."): a.astype(np.float32) for n, a in arrays.items() if n.startswith("output.")}
+    raw = tuple(arrays[name].tobytes() for name in sorted(n for n in arrays if n.startswith("raw.")))
+    return Golden(pixels, outputs, raw)
+
+
+def preprocessing_difference(golden: Golden, contract: Preprocess) -> int:
+    """Return the largest difference, in 8-bit levels, between the stored pixels and this machine's preprocessing.
+
+    Raises:
+        ImageError: a raw picture cannot be decoded.
+    """
+    worst = 0
+    for row, content in enumerate(golden.raw):
+        with tempfile.NamedTemporaryFile(suffix=".picture") as file:
+            file.write(content)
+            file.flush()
+            found = fit_pixels(read_rgb(Path(file.name)), contract)
+        if found.shape != golden.pixels[row].shape:
+            return 255
+        worst = max(worst, int(np.abs(found.astype(int) - golden.pixels[row].astype(int)).max()))
+    return worst

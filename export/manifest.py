@@ -1,0 +1,129 @@
+"""The bundle's manifest: what is in the folder, what it takes and gives, and the proof. Knows no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgekit.errors import LoadError, VerificationError
+from edgekit.export.parity import Precision
+from edgekit.export.runtimes import Format
+
+SCHEMA_VERSION: Literal[1] = 1
+MANIFEST_FILE = "manifest.json"
+GOLDEN_FILE = "golden.npz"
+_MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileRecord(_Frozen):
+    """One artifact: where, what, how large, and how close to PyTorch it was when it was made."""
+
+    path: str
+    format: Format
+    precision: Precision
+    recipe: str
+    sha256: Sha256
+    size_bytes: int
+    parity: dict[str, Any]
+    runtime: dict[str, Any]
+
+
+class InputContract(_Frozen):
+    """What a model takes. `layout` and `dtype` are the file's own; NCHW and NHWC differ between formats."""
+
+    name: str = "image"
+    layout: dict[str, str]
+    dtype: str = "float32"
+    range: tuple[float, float] = (0.0, 1.0)
+    colour_order: Literal["RGB"] = "RGB"
+    preprocess: dict[str, Any]
+
+
+class Manifest(_Frozen):
+    """Everything that a user of the bundle, or a verifier, needs to know."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    created: str
+    edgekit_version: str
+    versions: dict[str, str | None]
+    model: dict[str, Any]
+    teacher: dict[str, Any] | None
+    training: dict[str, Any]
+    input: InputContract
+    outputs: tuple[str, ...]
+    classes: tuple[str, ...]
+    files: tuple[FileRecord, ...]
+    golden_sha256: Sha256
+    calibration: dict[str, str]
+    verification: dict[str, str]
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read and check a bundle's manifest.
+
+    Raises:
+        LoadError: not there, too large, or not a manifest.
+    """
+    path = bundle / MANIFEST_FILE
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise LoadError(f"{path} is {path.stat().st_size} bytes, more than any manifest")
+        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as e:
+        raise LoadError(f"{bundle} is no bundle: {MANIFEST_FILE} cannot be read ({e.strerror})") from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LoadError(f"{path} is not a manifest that this edgekit reads: {where}: {first['msg']}") from e
+    except ValueError as e:
+        raise LoadError(f"{path} is not JSON: {e}") from e
+
+
+def resolve(bundle: Path, relative: str) -> Path:
+    """Return the path of a file that the manifest names, which must lie inside the bundle.
+
+    Raises:
+        VerificationError: it is absolute, climbs out, or is a link out of the bundle.
+    """
+    pure = PurePosixPath(relative)
+    inside = bundle.resolve()
+    target = (inside / pure).resolve()
+    if pure.is_absolute() or ".." in pure.parts or "\\" in relative or not target.is_relative_to(inside):
+        raise VerificationError(f"the manifest names '{relative}', which lies outside the bundle: do not trust it")
+    return target
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, or of a package: over the relative names and hashes of its files, sorted."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    """`hashlib.file_digest` for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def layouts() -> Mapping[Format, str]:
+    """Return each format's own input layout."""
+    return {"onnx": "NCHW", "coreml": "image", "tflite": "NHWC"}

@@ -1,0 +1,87 @@
+"""MODEL_CARD.md: what a person should know before shipping the model. Knows no torch."""
+
+from __future__ import annotations
+
+from edgekit.export.manifest import FileRecord, Manifest
+from edgekit.interval import wilson
+from edgekit.terminal import human_bytes, human_count
+
+
+def model_card(manifest: Manifest) -> str:
+    """Return the card as Markdown."""
+    model = manifest.model
+    lines = [
+        f"# {model['arch']}, {len(manifest.classes)} classes",
+        "",
+        f"{human_count(model['parameters'])} parameters, {human_count(model['macs'])} multiply-accumulates per picture. "
+        f"Made by edgekit {manifest.edgekit_version} on {manifest.created[:10]}.",
+        "",
+        "## Training",
+        *_training(manifest),
+        "",
+        "## Files",
+        "| file | size | recipe | agreement with PyTorch | SNR | ran on |",
+        "|---|---|---|---|---|---|",
+        *(_file(record) for record in manifest.files),
+        "",
+        f"Compared on {len(manifest.verification)} validation pictures; INT8 ranges from {len(manifest.calibration)} "
+        "training pictures.",
+        "",
+        "## Use",
+        f"Input `image`: RGB in [0, 1], {manifest.input.preprocess['image_size']} × "
+        f"{manifest.input.preprocess['image_size']}; resize the short side to {manifest.input.preprocess['resize']} "
+        f"({manifest.input.preprocess['interpolation']}, antialiased), cut the centre. Normalisation is inside. "
+        "NCHW in ONNX, NHWC in TFLite, a picture in Core ML.",
+        f"Outputs: {', '.join(manifest.outputs)}. Classes: {', '.join(manifest.classes)}.",
+        "",
+        "## Known limits",
+        "- It knows only the classes above and gives one of them for any picture.",
+        "- Accuracy was measured on the validation split that also chose the checkpoint, so it is slightly optimistic.",
+        *_interpreted(manifest),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _training(manifest: Manifest) -> list[str]:
+    training, lines = manifest.training, []
+    data, summary = training.get("data"), training.get("summary")
+    if data is None or summary is None:
+        return ["Nothing is known of its training: it was exported from a bare checkpoint."]
+    lines.append(
+        f"- data: {data['train']} training pictures ({data['labelled']} labelled), {data['val']} validation pictures"
+    )
+    if manifest.teacher:
+        teacher = manifest.teacher
+        lines.append(
+            f"- teacher: {teacher['name']}, {100 * teacher['val_acc']:.2f} % by {teacher['class_scores']} on the same pictures"
+        )
+    accuracy = wilson(round(summary["val_acc"] * data["val"]), data["val"])
+    lines.append(
+        f"- accuracy: {100 * accuracy.value:.2f} % (95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}), "
+        f"seed {training['seed']}, epoch {summary['best_epoch']}"
+    )
+    return lines
+
+
+def _file(record: FileRecord) -> str:
+    parity = record.parity
+    agreement, snr = parity["agreement"], parity["snr_db"]
+    same = (
+        f"{100 * agreement['value']:.1f} % ({100 * agreement['low']:.1f}–{100 * agreement['high']:.1f})"
+        if agreement
+        else "–"
+    )
+    ran = record.runtime["runtime"] + (f" ({record.runtime['note']})" if record.runtime["runtime"] == "mil" else "")
+    return (
+        f"| {record.path} | {human_bytes(record.size_bytes)} | {record.recipe} | {same} | "
+        f"{'exact' if snr is None else f'{snr:.1f} dB'} | {ran} |"
+    )
+
+
+def _interpreted(manifest: Manifest) -> list[str]:
+    if not any(record.runtime["runtime"] == "mil" for record in manifest.files):
+        return []
+    return [
+        "- Core ML files were interpreted, not run on Apple hardware: run `edgekit verify` on a Mac before shipping."
+    ]

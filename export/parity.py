@@ -1,0 +1,119 @@
+"""Does an artifact compute what the reference computes? Numbers, and a verdict against a threshold with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.export.session import FloatArray, Outputs, Session, run_batched
+from edgekit.interval import Interval, wilson
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How close a candidate's outputs are to the reference's, over n pictures.
+
+    Attributes:
+        images: n.
+        max_abs: largest absolute difference of the logits (of the embedding where there are no logits).
+        snr_db: 10·log10(Σ reference² / Σ difference²) of the same output, in dB; infinite where nothing differs.
+        cosine: mean cosine between the embeddings; 1.0 where the model gives none.
+        agreement: share of pictures with the same top class, with its 95 % Wilson interval; None without logits.
+    """
+
+    images: int
+    max_abs: float
+    snr_db: float
+    cosine: float
+    agreement: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping; an infinite SNR becomes None."""
+        values = asdict(self)
+        values["snr_db"] = None if np.isinf(self.snr_db) else self.snr_db
+        return values
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What parity must reach.
+
+    Attributes:
+        max_abs: upper limit on the largest difference of logits; None for none.
+        snr_db: lower limit; None for none.
+        agreement: lower limit on the share of equal top classes.
+        reason: why these numbers.
+    """
+
+    max_abs: float | None
+    snr_db: float | None
+    agreement: float
+    reason: str
+
+
+GATES: Mapping[Precision, Gate] = {
+    "fp32": Gate(1e-3, 80.0, 1.0, "the same arithmetic in another order: only rounding may differ"),
+    "fp16": Gate(None, 40.0, 0.99, "11 significant bits per weight and sum: 50 to 60 dB are usual, near-ties may flip"),
+    "int8": Gate(None, 10.0, 0.90, "8 bits: 20 to 40 dB are usual; below 10 dB a scale or a range is wrong"),
+}
+"""One table for export, verify and the tests. An INT8 artifact that passes can still lose accuracy: bench tells."""
+
+
+def compare(reference: Session, candidate: Session, images: FloatArray) -> Parity:
+    """Run both on images (N, 3, H, W) float32 in [0, 1] and compare what they have in common."""
+    return compare_outputs(run_batched(reference, images), run_batched(candidate, images))
+
+
+def compare_outputs(reference: Outputs, candidate: Outputs) -> Parity:
+    """Compare named outputs of the same pictures.
+
+    Raises:
+        ValueError: the two share no output, or shapes differ.
+    """
+    shared = [name for name in ("logits", "embedding") if name in reference and name in candidate]
+    if not shared:
+        raise ValueError(f"no common output: reference {sorted(reference)}, candidate {sorted(candidate)}")
+    for name in shared:
+        if reference[name].shape != candidate[name].shape:
+            raise ValueError(f"output '{name}': reference {reference[name].shape}, candidate {candidate[name].shape}")
+    main = shared[0]
+    expected, found = reference[main].astype(np.float64), candidate[main].astype(np.float64)
+    agreement = None
+    if main == "logits":
+        same = int((expected.argmax(1) == found.argmax(1)).sum())
+        agreement = wilson(same, len(expected))
+    cosine = _mean_cosine(reference["embedding"], candidate["embedding"]) if "embedding" in shared else 1.0
+    return Parity(len(expected), float(np.abs(expected - found).max()), snr_db(expected, found), cosine, agreement)
+
+
+def snr_db(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    """Return the signal-to-noise ratio 10·log10(Σ expected² / Σ (expected − found)²) in dB; NaN where not finite."""
+    noise = float(np.square(expected - found).sum())
+    if noise == 0.0:
+        return float("inf")
+    return float(10 * np.log10(np.square(expected).sum() / noise))
+
+
+def failures(parity: Parity, gate: Gate) -> tuple[str, ...]:
+    """Return what of `gate` is not met, in words; empty where all is. NaN meets nothing."""
+    found = []
+    if gate.max_abs is not None and not parity.max_abs <= gate.max_abs:
+        found.append(f"max abs {parity.max_abs:.3g} > {gate.max_abs:g}")
+    if gate.snr_db is not None and not parity.snr_db >= gate.snr_db:
+        found.append(f"SNR {parity.snr_db:.1f} dB < {gate.snr_db:g} dB")
+    if parity.agreement is not None and not parity.agreement.value >= gate.agreement:
+        found.append(f"agreement {100 * parity.agreement.value:.1f} % < {100 * gate.agreement:g} %")
+    if not parity.cosine >= 0.9:
+        found.append(f"embedding cosine {parity.cosine:.3f} < 0.9")
+    return tuple(found)
+
+
+def _mean_cosine(first: FloatArray, second: FloatArray) -> float:
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return float(((first * second).sum(1) / norms).mean())

@@ -1,0 +1,103 @@
+"""Which runtime opens which file. Torch-free: a device that verifies or benches needs only numpy and its runtime."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from edgekit.errors import LoadError, UsageError, did_you_mean
+from edgekit.export.session import Session
+
+Format = Literal["onnx", "coreml", "tflite"]
+Runtime = Literal["onnxruntime", "litert", "mil"]
+
+FORMATS: tuple[Format, ...] = ("onnx", "coreml", "tflite")
+ALIASES: Mapping[str, Format] = {"mlpackage": "coreml", "litert": "tflite"}
+SUFFIXES: Mapping[str, Format] = {".onnx": "onnx", ".mlpackage": "coreml", ".tflite": "tflite"}
+SUFFIX_OF: Mapping[Format, str] = {form: suffix for suffix, form in SUFFIXES.items()}
+
+
+def _onnxruntime(path: Path, threads: int) -> Session:
+    from edgekit.export.onnx_session import OnnxSession
+
+    return OnnxSession(path, threads)
+
+
+def _litert(path: Path, threads: int) -> Session:
+    from edgekit.export.tflite_session import LiteRTSession
+
+    return LiteRTSession(path, threads)
+
+
+def _mil(path: Path, threads: int) -> Session:
+    from edgekit.export.mil import MilSession
+
+    return MilSession(path, threads)
+
+
+RUNTIMES: Mapping[Runtime, Callable[[Path, int], Session]] = {
+    "onnxruntime": _onnxruntime,
+    "litert": _litert,
+    "mil": _mil,
+}
+DEFAULT_RUNTIME: Mapping[Format, Runtime] = {"onnx": "onnxruntime", "tflite": "litert", "coreml": "mil"}
+CAN_BE_TIMED: Mapping[Runtime, bool] = {"onnxruntime": True, "litert": True, "mil": False}
+"""The MIL interpreter shows what a Core ML package computes; its speed says nothing of Apple hardware."""
+
+
+def parse_formats(text: str) -> tuple[Format, ...]:
+    """Return the formats of a comma-separated list, or all of them for "all".
+
+    Raises:
+        UsageError: a name that is no format.
+    """
+    if text == "all":
+        return FORMATS
+    found: list[Format] = []
+    for name in (part.strip() for part in text.split(",") if part.strip()):
+        form = ALIASES.get(name, name)
+        if form not in FORMATS:
+            raise UsageError(f"--format '{name}' is not known; {did_you_mean(name, [*FORMATS, *ALIASES, 'all'])}")
+        if form not in found:
+            found.append(form)
+    if not found:
+        raise UsageError(f"--format names nothing; give one or more of {', '.join(FORMATS)}, or all")
+    return tuple(found)
+
+
+def format_of(path: Path) -> Format:
+    """Return the format that a file's suffix names.
+
+    Raises:
+        LoadError: another suffix.
+    """
+    form = SUFFIXES.get(path.suffix.lower())
+    if form is None:
+        raise LoadError(f"{path} is no artifact that edgekit knows; expected one of {', '.join(SUFFIXES)}")
+    return form
+
+
+def open_session(path: Path, threads: int = 1) -> Session:
+    """Open an artifact in the runtime of its format.
+
+    Raises:
+        LoadError: not there, no such format, or the runtime rejects it.
+    """
+    form = format_of(path)
+    if not path.exists():
+        raise LoadError(f"{path} is not there")
+    return RUNTIMES[DEFAULT_RUNTIME[form]](path, threads)
+
+
+def size_bytes(path: Path) -> int:
+    """Return the size of a file, or of all files of a package."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def on_macos() -> bool:
+    """Whether Apple's own Core ML runtime is here."""
+    return sys.platform == "darwin"

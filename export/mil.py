@@ -138,6 +138,8 @@ class MilProgram:
         for name, feature in self.outputs.items():
             array = results[name].numpy()
             if feature.kind == "label":
+                if array.size and array.max() >= len(self.classes):
+                    raise PackageError(f"{self._package.path}: more scores than its {len(self.classes)} classes")
                 arrays[name] = np.asarray([self.classes[index] for index in array])
             elif feature.kind == "scores":
                 arrays[name] = array.reshape(-1, array.shape[-1])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import LoadError
 
+_MAX_MESSAGE = 600
 _VERSION = 2
 _SENTINEL = 0xDEADBEEF
 _HEADER = struct.Struct("<II")
@@ -34,7 +35,14 @@ BITS: dict[str, int] = {
 
 
 class PackageError(LoadError):
-    """An .mlpackage is damaged, incomplete, too large, or holds something else than an ML Program (exit 3)."""
+    """An .mlpackage is damaged, incomplete, too large, or holds something else than an ML Program (exit 3).
+
+    Messages quote names out of the file, so they are cut to one printable line: a file must not write to the terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in message)
+        super().__init__(line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "…")
 
 
 def numpy_type(dtype: str) -> np.dtype[np.generic]:

@@ -28,6 +28,8 @@ TORCH_TYPES: Mapping[str, torch.dtype] = {
 }  # fmt: skip
 """How each MIL type is held while running. torch has little arithmetic on wide unsigned integers."""
 
+# what torch and Python raise when an operation of a damaged program meets operands that do not fit it
+_FAILURES = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, MemoryError)
 _ABSENT = 0  # the slot of optional operands that an operation does not set
 Observe = Callable[[str, Tensor], None]
 
@@ -104,7 +106,7 @@ class Executor:
         function = implementation(operation)
         try:
             kernel = function(Call(operation, self._constants))
-        except (ValueError, TypeError, OverflowError) as e:
+        except _FAILURES as e:
             raise ProgramError(f"{operation.place}: {e}") from e
         slots = tuple(self._operand_slots(operation, kernel))
         results = tuple(
@@ -154,7 +156,7 @@ def _execute(step: _Step, values: list[Tensor | None]) -> None:
             values[slot] = _typed(tensor, declared, half)
             if declared.dtype not in ("string", "dictionary") and not declared.admits(tuple(tensor.shape)):
                 raise ValueError(f"'{name}' has the shape {tuple(tensor.shape)}, declared is {declared.shape}")
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, AttributeError) as e:
+    except _FAILURES as e:
         first_line = str(e).strip().split("\n")[0]
         raise ProgramError(f"{step.operation.place} failed: {first_line}") from e
 

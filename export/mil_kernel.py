@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekit.errors import LoadError
+from edgekit.export.mil_blob import PackageError
 from edgekit.export.mil_program import MAX_ELEMENTS, Constant, Operation, Value
 
 Tensor = torch.Tensor
 Result = Tensor | Sequence[Tensor]
 
 
-class ProgramError(LoadError):
+class ProgramError(PackageError):
     """A program cannot be executed: an operation is malformed, or fails on its inputs; it is named (exit 3)."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from edgekit.export.mil_kernel import Call, Kernel, OpFunction, Tensor
+from edgekit.export.mil_kernel import Call, Kernel, OpFunction, Tensor, bounded
 
 _PAD_TYPES = ("valid", "same", "same_lower", "custom")
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -46,9 +46,14 @@ def padding(call: Call, sizes_in: Sequence[int], kernel: Sequence[int], strides:
     return pairs
 
 
-def _flat(pairs: Pairs) -> list[int]:
-    """Return the order that F.pad wants: last axis first."""
-    return [amount for pair in reversed(pairs) for amount in pair]
+def _padded(x: Tensor, pairs: Pairs, value: float = 0.0) -> Tensor:
+    """Pad the spatial axes; a negative amount cuts.
+
+    Raises:
+        ValueError: the result is too large to be honest.
+    """
+    bounded([*x.shape[:2], *(size + before + after for size, (before, after) in zip(x.shape[2:], pairs, strict=True))])
+    return F.pad(x, [amount for pair in reversed(pairs) for amount in pair], value=value)
 
 
 def conv(call: Call) -> Kernel:
@@ -60,8 +65,8 @@ def conv(call: Call) -> Kernel:
         strides, dilations = call.ints("strides", [1] * rank), call.ints("dilations", [1] * rank)
         extent = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
         pairs = padding(call, x.shape[2:], extent, strides)
-        if any(before != after for before, after in pairs):
-            x, pairs = F.pad(x, _flat(pairs)), [(0, 0)] * rank
+        if any(before != after for before, after in pairs) or max(map(max, pairs)) > max(x.shape):
+            x, pairs = _padded(x, pairs), [(0, 0)] * rank
         return _CONVOLUTIONS[rank](x, weight, bias, strides, [before for before, _ in pairs], dilations, groups)
 
     return Kernel(("x", "weight", "bias"), run)
@@ -74,6 +79,9 @@ def conv_transpose(call: Call) -> Kernel:
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rank = x.ndim - 2
         strides, dilations = call.ints("strides", [1] * rank), call.ints("dilations", [1] * rank)
+        bounded(
+            [*x.shape[:2], *((size + k) * s for size, k, s in zip(x.shape[2:], weight.shape[2:], strides, strict=True))]
+        )
         full = _TRANSPOSED[rank](x, weight, bias, strides, 0, 0, groups, dilations)
         wanted = call.ints("output_shape")[-rank:] if call.has("output_shape") else None
         kind = call.text("pad_type", "valid", _PAD_TYPES)
@@ -89,7 +97,7 @@ def conv_transpose(call: Call) -> Kernel:
             pairs = [(b, a) if kind == "same" else (a, b) for b, a in pairs]
         if wanted is not None and kind != "same_lower":  # what is missing or too much stands at the end
             pairs = [(b, size - b - want) for (b, _), size, want in zip(pairs, full.shape[2:], wanted, strict=True)]
-        return F.pad(full, _flat([(-before, -after) for before, after in pairs]))
+        return _padded(full, [(-before, -after) for before, after in pairs])
 
     return Kernel(("x", "weight", "bias"), run)
 
@@ -203,7 +211,7 @@ def max_pool(call: Call) -> Kernel:
     def run(x: Tensor) -> Tensor:
         kernel, strides, pairs, overhang = _pool(call, x)
         room = [(before, after + more) for (before, after), more in zip(pairs, overhang, strict=True)]
-        return _MAXIMUM[len(kernel)](F.pad(x, _flat(room), value=-math.inf), kernel, strides)
+        return _MAXIMUM[len(kernel)](_padded(x, room, -math.inf), kernel, strides)
 
     return Kernel(("x",), run)
 
@@ -217,13 +225,13 @@ def average_pool(power: float) -> OpFunction:
         def run(x: Tensor) -> Tensor:
             kernel, strides, pairs, overhang = _pool(call, x)
             over = [(0, more) for more in overhang]
-            padded = F.pad(F.pad(x.pow(power), _flat(pairs)), _flat(over))
+            padded = _padded(_padded(x.pow(power), pairs), over)
             summed = _AVERAGE[len(kernel)](padded, kernel, strides) * math.prod(kernel)
             if power == 2:
                 return summed.sqrt()
             # what counts as an element: the input, and the padding unless excluded; never the overhang of ceil_mode
-            ones = F.pad(torch.ones(1, 1, *x.shape[2:]), _flat(pairs), value=0.0 if exclude else 1.0)
-            counted = _AVERAGE[len(kernel)](F.pad(ones, _flat(over)), kernel, strides) * math.prod(kernel)
+            ones = _padded(torch.ones(1, 1, *x.shape[2:]), pairs, 0.0 if exclude else 1.0)
+            counted = _AVERAGE[len(kernel)](_padded(ones, over), kernel, strides) * math.prod(kernel)
             return summed / counted
 
         return Kernel(("x",), run)

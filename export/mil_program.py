@@ -185,7 +185,8 @@ def _immediate(tensor: Any, stored: TensorType) -> Constant:
         return Constant(stored, decode(values, stored.dtype, shape), len(values))
     if len(values) != math.prod(shape):
         raise PackageError(f"a constant of shape {shape} holds {len(values)} values; the file is damaged")
-    array = np.asarray(values).astype(numpy_type(stored.dtype)).reshape(shape)
+    with np.errstate(all="ignore"):  # a damaged file may hold numbers that its type does not
+        array = np.asarray(values).astype(numpy_type(stored.dtype)).reshape(shape)
     return Constant(stored, array, array.nbytes)
 
 

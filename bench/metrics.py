@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgekit.bench.significance import ScoreError, wilson
-from edgekit.bench.statistics import Interval
+from edgekit.bench.significance import ScoreError
+from edgekit.interval import Interval, wilson
 
 Float64 = NDArray[np.float64]
 Labels = NDArray[np.int64]

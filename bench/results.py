@@ -14,9 +14,10 @@ from edgekit.bench.machine import Machine
 from edgekit.bench.metrics import ClassificationScores, CosineSummary
 from edgekit.bench.retrieval import RetrievalScores
 from edgekit.bench.significance import AccuracyComparison
-from edgekit.bench.statistics import Interval, LatencySummary, Speedup
+from edgekit.bench.statistics import LatencySummary, Speedup
 from edgekit.errors import UsageError
 from edgekit.export.session import RuntimeInfo
+from edgekit.interval import Interval
 
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when a reader of the old JSON would misread the new; a field that is only added does not raise it."""

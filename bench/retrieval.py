@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgekit.bench.metrics import Float64, unit_rows
-from edgekit.bench.significance import ScoreError, wilson
-from edgekit.bench.statistics import Interval
+from edgekit.bench.significance import ScoreError
+from edgekit.interval import Interval, wilson
 
 _TIE = 1e-9
 """Cosines closer than this are equal: above float64 rounding of the dot product, below float32 embeddings' own."""

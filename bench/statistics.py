@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
+from edgekit.interval import Interval
 
 Float64 = NDArray[np.float64]
 Verdict = Literal["faster", "slower", "inconclusive"]
@@ -27,16 +28,6 @@ equal pairs were called different, with 1 % none was, and a true 5 % was still f
 _FEWEST_ROUNDS = 10
 """Below this a percentile interval of a median is the range of the data, and its coverage unknown."""
 _BATCH = 4_000_000  # resampled values held at once: 32 MB
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the range that covers the truth with probability `level`."""
-
-    value: float
-    low: float
-    high: float
-    level: float = 0.95
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.bench.results import BenchReport, BenchRow
-from edgekit.bench.statistics import Interval
+from edgekit.interval import Interval
 
 NOT_MEASURED = "–"
 _FOLDED_NAME = 24

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgekit.bench.significance import ScoreError, accuracy_difference, compare_accuracy, mcnemar, wilson
+from edgekit.bench.significance import ScoreError, accuracy_difference, compare_accuracy, mcnemar
+from edgekit.interval import wilson
 
 Bools = NDArray[np.bool_]
 
@@ -36,7 +37,7 @@ def test_wilson_is_not_certain_at_the_ends() -> None:
     assert wilson(100, 100).high == 1.0
     assert wilson(0, 100).low == 0.0
     for successes, total in ((5, 4), (-1, 4), (0, 0)):
-        with pytest.raises(ScoreError):
+        with pytest.raises(ValueError, match="proportion"):
             wilson(successes, total)
 
 

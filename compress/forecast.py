@@ -98,7 +98,8 @@ class Forecast:
         target_by_epoch: probability that the target is reached by each of `epochs`; empty without a target.
         milestones: round values between now and what may be reached.
         restarts: planned restarts ahead.
-        peak_without_schedule: `peak` (before the first restart, if any) by one who does not know the schedule.
+        peak_without_schedule: `peak_before_restart` by one who does not know the schedule; None without a schedule, or
+            where a restart comes next.
         epochs: the epochs ahead.
         low: 10 % quantile of the metric at each of them.
         median: its median there.
@@ -274,14 +275,17 @@ def _restart(setting: Setting, futures: FloatArray, at: int) -> Restart:
 
 
 def _peak_without_schedule(setting: Setting, question: Question) -> Estimate | None:
-    """Return the peak that one forecasts who sees only the metric, up to the first restart; None without a schedule."""
-    if setting.timeline.rate is None:
+    """Return the peak up to the first restart that one forecasts who sees only the metric.
+
+    None without a schedule, or where a restart comes next and the peak is known.
+    """
+    if setting.timeline.rate is None or setting.restarts[:1] == (setting.timeline.seen,):
         return None
     blind = setting.without_rate()
     rng = np.random.default_rng(question.seed)
     futures = draw_futures(mix(blind, setting.deficit), blind, setting.deficit, question.draws, rng)
     until = setting.restarts[0] - blind.seen if setting.restarts else futures.shape[1]
-    return _peak(setting, futures[:, : max(1, until)])
+    return _peak(setting, futures[:, :until])
 
 
 def _scores(mixture: Mixture) -> tuple[ModelScore, ...]:

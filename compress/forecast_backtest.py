@@ -78,7 +78,7 @@ def backtest(table: MetricsTable, metric: str, schedule: ScheduleConfig | None, 
     seen = table.until(float(epochs[round(fraction * len(epochs)) - 1]))
     errors, held = {}, {}
     for name, known in (("forecast", schedule), ("without schedule", None)):
-        final = forecast(seen, Question(metric=metric, total_epochs=end, schedule=known, draws=2000)).final
+        final = forecast(seen, Question(metric=metric, total_epochs=end, schedule=known)).final
         errors[name] = final.median - truth
         held[name] = final.low <= truth <= final.high
     for name, guess in BASELINES.items():

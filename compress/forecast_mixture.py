@@ -5,9 +5,11 @@ Knows no torch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,19 +183,26 @@ def draw_futures(
     mixture: Mixture, timeline: Timeline, deficit: FloatArray, draws: int, rng: np.random.Generator
 ) -> FloatArray:
     """Draw deficits of the epochs ahead (draws, ahead): a model, a curve of it, a drift that stays, and noise."""
-    names = list(mixture.weight)
-    ahead = {name: anchored(mixture.curves[name], deficit) for name in names}
-    chosen = rng.choice(len(names), size=draws, p=[mixture.weight[name] for name in names])
-    futures = np.empty((draws, len(timeline.epochs) - timeline.seen))
-    for index, name in enumerate(names):
-        mine = np.flatnonzero(chosen == index)
-        curve = rng.choice(len(ahead[name]), size=len(mine), p=mixture.curves[name].weight)
-        futures[mine] = ahead[name][curve]
+    every = np.concatenate([anchored(mixture.curves[name], deficit) for name in mixture.weight])
+    weight = np.concatenate([mixture.weight[name] * mixture.curves[name].weight for name in mixture.weight])
+    # Systematic sampling: every curve comes as often as it weighs, and the drifts are normal scores. Only how they
+    # meet, and the noise, is left to chance: answers hardly change with the seed.
+    share = (np.arange(draws) + 0.5) / draws * weight.sum()
+    futures = every[np.minimum(np.searchsorted(np.cumsum(weight), share), len(weight) - 1)]
+    rng.shuffle(futures)
     reach = np.log(timeline.epochs[timeline.seen :] / timeline.epochs[timeline.seen - 1])
-    futures += mixture.drift * rng.standard_normal((draws, 1)) * reach
+    futures += mixture.drift * rng.permutation(_normal_scores(draws))[:, None] * reach
     futures += mixture.noise * rng.standard_normal(futures.shape)
     middle = np.median(futures, axis=0)
-    return np.maximum(middle + SPREAD * (futures - middle), 0.0)
+    drawn: FloatArray = np.maximum(middle + SPREAD * (futures - middle), 0.0)
+    return drawn
+
+
+@functools.lru_cache(maxsize=4)
+def _normal_scores(count: int) -> FloatArray:
+    """Return the normal quantiles at (i + ½) / count."""
+    normal = NormalDist()
+    return np.array([normal.inv_cdf((at + 0.5) / count) for at in range(count)])
 
 
 def heat_restarts(futures: FloatArray, last: float, restarts: Sequence[int], rng: np.random.Generator) -> FloatArray:

@@ -148,8 +148,8 @@ def _show(terminal: Terminal, answer: Forecast, epochs: FloatSeries, values: Flo
     terminal.say(f"{f'at the end, epoch {answer.total_epochs:g}':<41} {_spread(answer.final)}")
     if answer.peak_without_schedule is not None:
         blind = answer.peak_without_schedule
-        wider = blind.width / max(answer.peak_before_restart.width, 1e-12)
-        said = f"{wider:.1f} times as wide" if wider >= 1 else f"{1 / wider:.1f} times as narrow, and blind to the plan"
+        wider = blind.width / max(answer.peak_before_restart.width, 1e-3 * blind.width)
+        said = f"{wider:.1f} times as wide" + ("" if wider >= 1 else ", but blind to the plan")
         terminal.say(f"  without the schedule it would read      {_spread(blind)}, {said}")
     for restart in answer.restarts:
         _show_restart(terminal, restart.epoch, restart.drop, restart.recovered_epoch)

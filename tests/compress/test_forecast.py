@@ -60,6 +60,17 @@ def test_origin_at_epoch_23_with_its_schedule(origin: MetricsTable) -> None:
 
 
 @pytest.mark.realdata
+def test_origin_on_the_eve_of_the_restart(origin: MetricsTable) -> None:
+    answer = forecast(origin.until(30), Question(metric="test_acc", total_epochs=60, schedule=ORIGIN_PLAN))
+    assert answer.peak_before_restart.low == answer.peak_before_restart.high == pytest.approx(69.07)
+    assert answer.restarts[0].drop.low < 69.06 - 48.55 < answer.restarts[0].drop.high
+    assert answer.peak_without_schedule is None
+    after = forecast(origin, Question(metric="test_acc", total_epochs=60, schedule=ORIGIN_PLAN))
+    assert after.restarts == ()
+    assert after.final.median > 65, "it recovers as the rate falls again"
+
+
+@pytest.mark.realdata
 @pytest.mark.parametrize("seen", [12, 15, 18, 20, 22, 25, 28])
 def test_origin_peak_is_inside_the_interval_from_many_epochs(origin: MetricsTable, seen: int) -> None:
     answer = forecast(origin.until(seen), Question(metric="test_acc", total_epochs=60, schedule=ORIGIN_PLAN))

@@ -6,13 +6,12 @@ Shapes: B pairs, D embedding dimensions; row i of both sides belongs together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ContrastiveLoss = Literal["infonce", "sigmoid"]
+from edgekit.models.clip import ClipOutput, ContrastiveLoss
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
@@ -26,7 +25,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float) -> Tens
         scale: factor s > 0 on the cosines.
     """
     _check(image, text)
-    logits = scale * image.float() @ text.float().T
+    logits = _logits(image, text, scale)
     target = torch.arange(len(logits), device=logits.device)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
@@ -43,15 +42,23 @@ def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor | float, bias: Tenso
         bias: b.
     """
     _check(image, text)
-    logits = scale * image.float() @ text.float().T + bias
+    logits = _logits(image, text, scale) + bias
     sign = 2 * torch.eye(len(logits), device=logits.device) - 1
     return -F.logsigmoid(sign * logits).sum() / len(logits)
 
 
-CONTRASTIVE_LOSSES: Mapping[ContrastiveLoss, Callable[[Tensor, Tensor, Tensor | float], Tensor]] = {
-    "infonce": contrastive_loss,
-    "sigmoid": sigmoid_loss,
+CONTRASTIVE_LOSSES: Mapping[ContrastiveLoss, Callable[[ClipOutput], Tensor]] = {
+    "infonce": lambda output: contrastive_loss(output.image, output.text, output.scale),
+    "sigmoid": lambda output: sigmoid_loss(
+        output.image, output.text, output.scale, -10.0 if output.bias is None else output.bias
+    ),
 }
+
+
+def _logits(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+    """Return s·I·Tᵀ (B, B), in float32 at least: bfloat16 has too few bits for a softmax over near cosines."""
+    precision = torch.promote_types(image.dtype, torch.float32)
+    return scale * image.to(precision) @ text.to(precision).T
 
 
 def _check(image: Tensor, text: Tensor) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -25,8 +26,10 @@ from edgekit.preprocess import Preprocess
 
 SCHEMA_VERSION = 1
 CLIP_FILE = "clip.safetensors"
-_INITIAL_SCALE = math.log(1 / 0.07)
-_MAX_SCALE = math.log(100.0)
+ContrastiveLoss = Literal["infonce", "sigmoid"]
+_INITIAL_SCALE: Mapping[ContrastiveLoss, float] = {"infonce": 1 / 0.07, "sigmoid": 10.0}
+_MAX_SCALE = 100.0
+_SIGMOID_BIAS = -10.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ClipSpec:
         context_length: ids per text.
         vocab_size: ids of the tokenizer.
         preprocess: how a picture becomes the image tower's input.
+        loss: what it is trained with: "infonce" (CLIP) or "sigmoid" (SigLIP), which also has a bias.
     """
 
     vision: str
@@ -52,6 +56,7 @@ class ClipSpec:
     context_length: int
     vocab_size: int
     preprocess: Preprocess
+    loss: ContrastiveLoss = "infonce"
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping that `from_dict` reads back."""
@@ -121,11 +126,20 @@ class TextTower(nn.Module):
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
 
+class ClipOutput(NamedTuple):
+    """What the losses take: unit rows (B, embed_dim) of images and texts, the cosines' factor, and the bias if any."""
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
 class Clip(nn.Module):
     """Image tower, text tower, and the learned temperature between them.
 
-    `logit_scale` holds the logarithm of the factor on the cosines. It starts at ln(1/0.07), and `scale()` never
-    exceeds 100 (§2.5). `logit_bias` is used by the sigmoid loss alone (arXiv 2303.15343, §3.2).
+    `logit_scale` is the logarithm of the factor on the cosines; it starts at ln(1/0.07) and the factor never exceeds
+    100 (§2.5). For the sigmoid loss it starts at ln 10, beside a bias of −10 (arXiv 2303.15343, §3.2).
     """
 
     mean: Tensor
@@ -133,14 +147,15 @@ class Clip(nn.Module):
 
     def __init__(self, spec: ClipSpec) -> None:
         super().__init__()
-        self.spec = spec
         _check(spec)
+        self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.preprocess.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.preprocess.std).view(1, 3, 1, 1), persistent=False)
         self.vision = create_backbone(spec.vision, spec.preprocess.image_size)
         self.vision_projection = nn.Linear(_features(self.vision, spec), spec.embed_dim, bias=False)
         self.text = TextTower(spec)
-        self.logit_scale = nn.Parameter(torch.tensor(_INITIAL_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(_INITIAL_SCALE[spec.loss])))
+        self.logit_bias = nn.Parameter(torch.tensor(_SIGMOID_BIAS)) if spec.loss == "sigmoid" else None
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) float in [0, 1] to unit rows (B, embed_dim)."""
@@ -152,11 +167,11 @@ class Clip(nn.Module):
 
     def scale(self) -> Tensor:
         """Return the factor on the cosines, a scalar in (0, 100]."""
-        return self.logit_scale.clamp(max=_MAX_SCALE).exp()
+        return self.logit_scale.clamp(max=math.log(_MAX_SCALE)).exp()
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return image rows (B, embed_dim), text rows (B, embed_dim) and the scale: what the losses take."""
-        return self.encode_image(images), self.encode_text(tokens), self.scale()
+    def forward(self, images: Tensor, tokens: Tensor) -> ClipOutput:
+        """Encode images (B, 3, H, W) in [0, 1] and ids (B, L) of their texts."""
+        return ClipOutput(self.encode_image(images), self.encode_text(tokens), self.scale(), self.logit_bias)
 
 
 def _check(spec: ClipSpec) -> None:
@@ -167,11 +182,15 @@ def _check(spec: ClipSpec) -> None:
 def _features(backbone: nn.Module, spec: ClipSpec) -> int:
     """Run one blank picture through the image tower and return its feature count."""
     size = spec.preprocess.image_size
-    with torch.no_grad():
-        shape = backbone.eval()(torch.zeros(1, 3, size, size)).shape
+    try:
+        with torch.no_grad():
+            shape = tuple(backbone.eval()(torch.zeros(1, 3, size, size)).shape)
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise UsageError(f"the image tower {spec.vision} does not take {size} px pictures: {reason}") from e
     backbone.train()
     if len(shape) != 2:
-        raise UsageError(f"the image tower {spec.vision} gives features of shape {tuple(shape)}, not (B, features)")
+        raise UsageError(f"the image tower {spec.vision} gives features of shape {shape}, not (B, features)")
     return int(shape[1])
 
 
@@ -182,6 +201,8 @@ def save_clip(path: Path, clip: Clip, tokenizer: Tokenizer, weights: nn.Module |
     """
     state = (weights or clip).state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # what is stored is what `scale()` uses, so that a reader may take the exponential alone
+    tensors["logit_scale"] = tensors["logit_scale"].clamp(max=math.log(_MAX_SCALE))
     header = {"schema_version": SCHEMA_VERSION, "clip": clip.spec.to_dict(), "tokenizer": tokenizer.to_dict()}
     atomic.write_bytes(path, save(tensors, metadata={"edgekit": json.dumps(header)}))
 

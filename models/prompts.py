@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgekit.errors import UsageError
-from edgekit.models.tokenizer import Tokenizer
+from edgekit.models.tokenizer import Tokens
 
 # The seven that a forward search over OpenAI's 80 ImageNet templates kept (CLIP's Prompt_Engineering notebook).
 TEMPLATES: tuple[str, ...] = (
@@ -45,21 +45,21 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 @torch.no_grad()
 def class_embeddings(
     encode_text: Callable[[Tensor], Tensor],
-    tokenizer: Tokenizer,
+    tokenizer: Callable[[list[str]], Tensor | Tokens],
     classes: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
 ) -> Tensor:
     """Embed each class as the normalised mean of its prompts' unit embeddings: (num_classes, embed_dim) unit rows.
 
-    `encode_text` maps ids (N, L) int64 to unit rows (N, embed_dim). An image's class scores are its embedding's
-    cosines with these rows, times the model's scale.
+    `tokenizer` maps texts to ids (N, L) int64, `encode_text` maps those to unit rows (N, embed_dim). An image's class
+    scores are its embedding's cosines with these rows, times the model's scale.
 
     Raises:
         UsageError: a template without its one "{}".
     """
     checked = check_templates(templates)
     prompts = [template.replace("{}", class_words(name)) for name in classes for template in checked]
-    tokens = torch.from_numpy(tokenizer(prompts))
+    tokens = torch.as_tensor(tokenizer(prompts))
     rows = torch.cat([encode_text(part) for part in tokens.split(256)]).float()
     per_class = F.normalize(rows, dim=-1).view(len(classes), len(checked), -1)
     return F.normalize(per_class.mean(dim=1), dim=-1)

@@ -101,10 +101,10 @@ class BpeTokenizer:
     def __init__(self, merges: Sequence[Merge], context_length: int = CLIP_CONTEXT_LENGTH) -> None:
         self.context_length = context_length
         self.vocab_size = 512 + len(merges) + 2
-        self._merges = tuple(merges)
-        self._rank = {pair: rank for rank, pair in enumerate(self._merges)}
+        self.merges = tuple(merges)
+        self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
         characters = list(_byte_characters().values())
-        pieces = [*characters, *(c + "</w>" for c in characters), *(left + right for left, right in self._merges)]
+        pieces = [*characters, *(c + "</w>" for c in characters), *(left + right for left, right in self.merges)]
         self._ids = {piece: at for at, piece in enumerate(pieces)}
         self._cache: dict[str, tuple[str, ...]] = {}
 
@@ -118,7 +118,7 @@ class BpeTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping that `tokenizer_from_dict` reads back."""
-        return {"kind": "bpe", "context_length": self.context_length, "merges": [" ".join(m) for m in self._merges]}
+        return {"kind": "bpe", "context_length": self.context_length, "merges": [" ".join(m) for m in self.merges]}
 
     def trimmed(self, texts: Iterable[str], context_length: int | None = None) -> BpeTokenizer:
         """Keep only the merges that these texts use; they are cut into the same pieces as before.
@@ -129,7 +129,7 @@ class BpeTokenizer:
         used: set[Merge] = set()
         for word in {word for text in texts for word in _words(_clean(text))}:
             used.update(self._split(word)[1])
-        kept = [merge for merge in self._merges if merge in used]
+        kept = [merge for merge in self.merges if merge in used]
         return BpeTokenizer(kept, context_length or self.context_length)
 
     def _pieces(self, word: str) -> tuple[str, ...]:

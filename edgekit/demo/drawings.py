@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +22,28 @@ from edgekit.atomic import atomic_folder
 from edgekit.demo.shapes import CLASSES, TEXTURES, Field, Points, outline_mask, texture_field
 from edgekit.demo.wording import Scene, caption_of
 
-_COLOURS: Mapping[str, tuple[int, int, int]] = {
-    "red": (205, 40, 40),
-    "orange": (235, 135, 30),
-    "yellow": (235, 215, 50),
-    "green": (50, 150, 60),
+_INKS: Mapping[str, tuple[int, int, int]] = {
+    "red": (200, 40, 40),
+    "orange": (215, 110, 20),
+    "green": (40, 130, 60),
     "blue": (45, 80, 200),
-    "purple": (130, 55, 165),
-    "pink": (240, 140, 180),
-    "brown": (120, 75, 40),
-    "white": (245, 245, 245),
-    "gray": (128, 128, 128),
+    "purple": (120, 50, 160),
+    "pink": (215, 70, 140),
+    "brown": (115, 75, 45),
+    "gray": (105, 105, 105),
     "black": (25, 25, 25),
 }
-_MIN_CONTRAST = 150.0
-"""Least distance in RGB between the shape and its background: hidden shapes would only measure luck."""
-
-_SHARES = (0.52, 0.11, 0.11, 0.11, 0.15)
+_PAPERS: Mapping[str, tuple[int, int, int]] = {
+    "white": (245, 245, 245),
+    "yellow": (250, 235, 140),
+    "orange": (255, 205, 150),
+    "green": (190, 235, 190),
+    "blue": (185, 215, 250),
+    "purple": (215, 195, 245),
+    "pink": (250, 200, 215),
+    "gray": (205, 205, 205),
+}
+_TEXTURE_SHARES = dict(zip(TEXTURES, (0.5, 0.12, 0.12, 0.12, 0.14), strict=True))
 JPEG_QUALITY = 92
 
 
@@ -80,16 +85,15 @@ def draw(seed: int, index: int, size: int = 96) -> Drawing:
     """Draw one picture, a pure function of its arguments; classes take turns over `index`."""
     rng = np.random.default_rng((seed, index))
     label = CLASSES[index % len(CLASSES)]
-    colour, background = _two_colours(rng)
-    textures = tuple(TEXTURES)
-    texture, behind = (textures[int(rng.choice(len(textures), p=_SHARES))] for _ in range(2))
-    radius = float(rng.uniform(0.25, 0.42)) * size
+    colour, background = _choose(rng, _INKS), _choose(rng, _PAPERS)
+    texture, behind = (_choose(rng, _TEXTURE_SHARES, _TEXTURE_SHARES.values()) for _ in range(2))
+    radius = float(rng.uniform(0.28, 0.45)) * size
     centre = rng.uniform(radius * 0.95, size - radius * 0.95, 2)
-    canvas = _painted(rng, size, behind, background)
+    canvas = _painted(rng, size, behind, _PAPERS[background])
     clutter = int(rng.integers(0, 3))
     _scribble(rng, canvas, clutter)
     mask = outline_mask(label, size, _placement(rng, radius, centre))[..., None]
-    canvas = canvas * (1 - mask) + _painted(rng, size, texture, colour) * mask
+    canvas = canvas * (1 - mask) + _painted(rng, size, texture, _INKS[colour]) * mask
     scene = Scene(
         *(label, _size_word(radius / size), texture, colour, _place_word(centre / size), background, behind),
         clutter=clutter,
@@ -97,20 +101,17 @@ def draw(seed: int, index: int, size: int = 96) -> Drawing:
     return Drawing(_exposed(rng, canvas), caption_of(scene, rng), label)
 
 
-def _two_colours(rng: np.random.Generator) -> tuple[str, str]:
-    names = tuple(_COLOURS)
-    while True:
-        one, other = (names[int(rng.integers(len(names)))] for _ in range(2))
-        if np.linalg.norm(np.subtract(_COLOURS[one], _COLOURS[other])) >= _MIN_CONTRAST:
-            return one, other
+def _choose(rng: np.random.Generator, names: Iterable[str], shares: Iterable[float] | None = None) -> str:
+    options = tuple(names)
+    return options[int(rng.choice(len(options), p=None if shares is None else tuple(shares)))]
 
 
-def _painted(rng: np.random.Generator, size: int, texture: str, colour: str) -> Field:
+def _painted(rng: np.random.Generator, size: int, texture: str, colour: tuple[int, int, int]) -> Field:
     """Return (size, size, 3) float32 in 0..255: two tones of a colour, mixed by a texture."""
-    tone = np.array(_COLOURS[colour], dtype=np.float32) + rng.normal(0, 10, 3).astype(np.float32)
-    # towards white or black, whichever is further: the second tone always shows
-    end = np.float32(255 if tone.mean() < 128 else 0)
-    second = tone + np.float32(rng.uniform(0.15, 0.3)) * (end - tone)
+    tone = np.array(colour, dtype=np.float32) + rng.normal(0, 10, 3).astype(np.float32)
+    # ink fades towards white, paper darkens: the second tone always shows, and the shape stays darker than its paper
+    end = np.float32(255 if tone.mean() < 160 else 0)
+    second = tone + np.float32(rng.uniform(0.12, 0.25)) * (end - tone)
     field = texture_field(texture, size, float(rng.uniform(0.05, 0.12)) * size, float(rng.uniform(0, np.pi)))[..., None]
     painted: Field = tone + field * (second - tone)
     return painted
@@ -118,7 +119,7 @@ def _painted(rng: np.random.Generator, size: int, texture: str, colour: str) -> 
 
 def _placement(rng: np.random.Generator, radius: float, centre: Points) -> Points:
     """Return the (2, 3) map from outline coordinates to pixels: any rotation, a mirror, a slight squeeze."""
-    angle = float(rng.uniform(-0.6, 0.6))
+    angle = float(rng.uniform(-0.5, 0.5))
     squeeze = np.diag([float(rng.choice([-1.0, 1.0])), float(rng.uniform(0.8, 1.0))])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return np.concatenate([radius * turn @ squeeze, centre[:, None]], axis=1)
@@ -129,7 +130,7 @@ def _scribble(rng: np.random.Generator, canvas: Field, strokes: int) -> None:
     size = len(canvas)
     picture = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(picture)
-    colours = tuple(_COLOURS.values())
+    colours = tuple(_INKS.values())
     for _ in range(strokes):
         ink = colours[int(rng.integers(len(colours)))]
         (left, right), (top, bottom) = np.sort(rng.uniform(0, size, (2, 2)), axis=1).tolist()
@@ -147,13 +148,13 @@ def _scribble(rng: np.random.Generator, canvas: Field, strokes: int) -> None:
 
 def _exposed(rng: np.random.Generator, canvas: Field) -> NDArray[np.uint8]:
     """Add light and sensor noise; return uint8."""
-    noise = rng.standard_normal(canvas.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
+    noise = rng.standard_normal(canvas.shape, dtype=np.float32) * np.float32(rng.uniform(1, 9))
     lit = canvas * np.float32(rng.uniform(0.75, 1.15)) + noise
     return np.clip(lit, 0, 255).astype(np.uint8)
 
 
 def _size_word(radius: float) -> str:
-    return "small" if radius < 0.31 else "medium" if radius < 0.36 else "large"
+    return "small" if radius < 0.34 else "medium" if radius < 0.4 else "large"
 
 
 def _place_word(centre: Points) -> str:

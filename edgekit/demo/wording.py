@@ -58,22 +58,22 @@ def caption_of(scene: Scene, rng: np.random.Generator) -> str:
 
     noun = scene.label.replace("_", " ")
     adjectives = (
-        perhaps(choose(_SIZES[scene.size]), 0.5),
-        perhaps(choose(_TEXTURES[scene.texture]), 0.5),
-        perhaps(scene.colour, 0.7),
+        perhaps(choose(_SIZES[scene.size]), 0.2),
+        perhaps(choose(_TEXTURES[scene.texture]), 0.2),
+        perhaps(scene.colour, 0.25),
     )
     subject = " ".join(word for word in (*adjectives, noun) if word)
     article = "an" if subject[0] in "aeiou" else "a"
     background = choose(_BACKGROUNDS)
     words = choose(_TEXTURES[scene.background_texture])
-    shown = " ".join(word for word in (perhaps(words, 0.5), scene.background) if word)
+    shown = " ".join(word for word in (perhaps(words, 0.3), scene.background) if word)
     backdrop = background.format(shown if background.endswith("is {}") else f"{shown} background")
     return "".join(
         (
             choose(_OPENINGS),
             f"{article} {subject}",
-            perhaps(f" {scene.place}", 0.4),
-            perhaps(backdrop.replace(" a orange", " an orange"), 0.5),
+            perhaps(f" {scene.place}", 0.15),
+            perhaps(backdrop.replace(" a orange", " an orange"), 0.15),
             perhaps(choose(_CLUTTER[min(scene.clutter, 2)]), 0.3) if scene.clutter else "",
         )
     )

@@ -29,6 +29,7 @@ from edgekit.models.prompts import TEMPLATES
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, check_arch, student_preprocess
 from edgekit.models.teacher import Teacher, load_teacher
+from edgekit.models.teacher_record import TEACHER_FILE, TeacherRecord
 from edgekit.terminal import Terminal, human_bytes, human_count, percent
 
 STORE_SCALE = 1.25
@@ -132,6 +133,9 @@ def distill(
         _clear(run)
         run.create(config.to_dict(), {"seed": config.recipe.fit.seed, "data": _data_facts(dataset, train, val)})
     run.update_facts({"teacher": teacher_facts, "student": student_facts})
+    if table is not None and head is not None:
+        keys = tuple(sample.key for sample in val.samples)
+        TeacherRecord(keys, table.val.astype(np.float32), head.weight.numpy(), head.bias.numpy()).save(run.path)
     _announce(terminal, dataset, teacher_facts, student_facts)
     task = DistillTask(student, config.recipe, DistillData(train, val, table, head))
     result = fit(task, config.recipe.fit, run, display=TrainingDisplay(terminal), resume=resume)
@@ -240,7 +244,8 @@ def _data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> di
 
 def _clear(run: RunFolder) -> None:
     """Take away what a replaced run left, so that nothing of it is mistaken for this one."""
-    for path in (run.metrics_path, run.state_path, run.path / DistillTask.checkpoint_name, run.path / "run.json"):
+    left = (DistillTask.checkpoint_name, TEACHER_FILE, "run.json")
+    for path in (run.metrics_path, run.state_path, *(run.path / name for name in left)):
         path.unlink(missing_ok=True)
 
 

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 JSON_SCHEMA_VERSION = 1
+PLAIN_WIDTH = 120
+"""Columns where standard error is a file or a pipe."""
 
 
 class Terminal:
@@ -30,6 +33,8 @@ class Terminal:
     def __init__(self, verbosity: int = 0) -> None:
         self.verbosity = verbosity
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = max(self.console.width, PLAIN_WIDTH)
 
     def say(self, text: str) -> None:
         """Show a line."""
@@ -54,9 +59,9 @@ class Terminal:
         """Show a table; columns after the first are right-aligned."""
         if self.verbosity < 0:
             return
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0, overflow="fold")
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self.console.print(table)

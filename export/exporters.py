@@ -62,8 +62,7 @@ class Exporter(Protocol):
 
 
 def _onnx(conversion: Conversion, precision: Precision, out: Path) -> str:
-    from edgekit.export.onnx import export_onnx, export_onnx_fp16
-    from edgekit.export.onnx_int8 import quantize_onnx
+    from edgekit.export.onnx import export_onnx
 
     def make_float(path: Path) -> None:
         export_onnx(
@@ -80,15 +79,18 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> str:
         return "float32 weights and arithmetic"
     base = conversion.base("onnx", make_float)
     if precision == "fp16":
-        export_onnx_fp16(base, out)
+        from edgekit.export.onnx_fp16 import halve_onnx
+
+        halve_onnx(base, out)
         return "float16 weights and arithmetic, float32 in and out"
+    from edgekit.export.onnx_int8 import quantize_onnx
+
     quantize_onnx(base, out, conversion.batches)
     return "static: 8-bit weights per channel and 8-bit activations in convolutions and linear layers, the rest float"
 
 
 def _tflite(conversion: Conversion, precision: Precision, out: Path) -> str:
-    from edgekit.export.tflite import export_tflite, export_tflite_fp16
-    from edgekit.export.tflite_int8 import quantize_tflite
+    from edgekit.export.tflite import export_tflite
 
     def make_float(path: Path) -> None:
         export_tflite(
@@ -104,8 +106,12 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> str:
         return "float32 weights and arithmetic"
     base = conversion.base("tflite", make_float)
     if precision == "fp16":
-        export_tflite_fp16(base, out)
+        from edgekit.export.tflite_fp16 import halve_tflite
+
+        halve_tflite(base, out)
         return "float16 weights, float32 arithmetic"
+    from edgekit.export.tflite_int8 import quantize_tflite
+
     quantize_tflite(base, out, conversion.batches)
     return "static: 8-bit convolutions, linear layers and activations; attention and norms float"
 

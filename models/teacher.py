@@ -160,13 +160,15 @@ class ClipTeacher:
 class OnnxTeacher:
     """An embedding model in ONNX: one image input (B, 3, H, W) float in [0, 1], first output (B, embed_dim)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int = 0) -> None:
         try:
             import onnxruntime
         except ImportError as e:
             raise MissingExtraError("onnxruntime", "onnx", f"--teacher {path}") from e
         try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime's exception types are private
             raise LoadError(
                 f"--teacher {path} is not an ONNX model that runs here: {str(e).splitlines()[0][:200]}"
@@ -195,13 +197,14 @@ class OnnxTeacher:
         return hashlib.sha256(self._path.read_bytes()).hexdigest()
 
 
-def load_teacher(name: str, device: torch.device) -> Teacher:
+def load_teacher(name: str, device: torch.device, *, threads: int = 0) -> Teacher:
     """Return the frozen teacher that `name` stands for.
 
     Args:
         name: `FILE.onnx`, a run folder or `.safetensors` of an edgekit CLIP, or open_clip's `ARCH:TAG`,
             `ARCH:FILE`, `ARCH:random`.
         device: where it runs (ONNX teachers stay on the CPU).
+        threads: of an ONNX teacher; 0 takes all cores. PyTorch's are set by the caller.
 
     Raises:
         UsageError: the name stands for nothing; the nearest known name is given.
@@ -211,7 +214,7 @@ def load_teacher(name: str, device: torch.device) -> Teacher:
     if path.suffix == ".onnx":
         if not path.is_file():
             raise LoadError(f"--teacher {name} is not there; give the path of an ONNX file")
-        return OnnxTeacher(path)
+        return OnnxTeacher(path, threads)
     if path.suffix == ".safetensors" or path.is_dir():
         return ClipTeacher(path, device)
     return OpenClipTeacher(name, device)

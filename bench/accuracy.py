@@ -1,0 +1,154 @@
+"""Accuracy of every candidate on the same labelled pictures, beside the teacher and the PyTorch student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.bench.candidates import Candidate
+from edgekit.bench.metrics import agreement, classification_scores, correct, embedding_cosine, kl_divergence
+from edgekit.bench.results import BenchRow
+from edgekit.bench.significance import ScoreError, compare_accuracy
+from edgekit.data import Sample, load_dataset
+from edgekit.errors import UsageError
+from edgekit.export.session import FloatArray, Outputs, Session, run_batched
+from edgekit.models.teacher_record import read_record
+from edgekit.preprocess import Preprocess, load_batch
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+_CHUNK = 64
+
+
+@dataclass
+class State:
+    """A candidate on its way through a bench run; its row grows as things are measured."""
+
+    candidate: Candidate
+    row: BenchRow
+    session: Session | None = None
+    outputs: Outputs | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it could be opened and has not failed since."""
+        return self.session is not None and self.row.status == "ok"
+
+    def fail(self, reason: str) -> None:
+        """Mark it failed; what was found before is kept."""
+        self.row = replace(self.row, status="failed", failure=reason)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labelled pictures, and what the teacher says of them.
+
+    Attributes:
+        name: of the data, for the report.
+        classes: in the order of the labels.
+        samples: the pictures.
+        labels: (n,) int64.
+        teacher: the teacher's recorded outputs; None where they are not known for all pictures.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    labels: NDArray[np.int64]
+    teacher: Outputs | None
+
+
+def load_truth(data: Path, run: Path | None, *, val_fraction: float | None, max_images: int | None, seed: int) -> Truth:
+    """Read the validation split of `data`, and what the teacher of `run` said of it.
+
+    Args:
+        data: folder or CSV.
+        run: run folder, or None.
+        val_fraction: as for distill.
+        max_images: most pictures, spread evenly over the classes; None takes all.
+        seed: of the split, where `val_fraction` makes one.
+
+    Raises:
+        DataError: the data cannot be used.
+        LoadError: the run's teacher record is damaged.
+    """
+    dataset = load_dataset(data, val_fraction=val_fraction, seed=seed)
+    samples = dataset.val
+    if max_images is not None and max_images < len(samples):
+        rows = np.linspace(0, len(samples) - 1, max_images).round().astype(int)  # the list is sorted by class
+        samples = tuple(samples[row] for row in rows)
+    record = read_record(run) if run is not None and run.is_dir() else None
+    said = record.select([sample.key for sample in samples]) if record is not None else None
+    labels = np.array([sample.label for sample in samples], np.int64)
+    teacher = {"embedding": said[0], "logits": said[1]} if said is not None else None
+    return Truth(dataset.root.name, dataset.classes, samples, labels, teacher)
+
+
+def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
+    """Run every picture through every candidate; each picture is decoded once per contract."""
+    running = [state for state in states if state.alive and state.candidate.scored]
+    parts: dict[str, list[Outputs]] = {state.candidate.name: [] for state in running}
+    with bar("accuracy", len(truth.samples)) as advance:
+        for at in range(0, len(truth.samples), _CHUNK):
+            paths = [sample.path for sample in truth.samples[at : at + _CHUNK]]
+            batches: dict[Preprocess, FloatArray] = {}
+            for state in (state for state in running if state.alive):
+                assert state.session is not None
+                contract = state.candidate.contract_for(state.session)
+                if contract not in batches:
+                    batches[contract] = load_batch(paths, contract)
+                try:
+                    parts[state.candidate.name].append(run_batched(state.session, batches[contract]))
+                except Exception as e:  # a native runtime raises its own types; the other candidates must go on
+                    state.fail(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}")
+            advance(len(paths))
+    for state in running:
+        if state.alive:
+            found = parts[state.candidate.name]
+            state.outputs = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    for state in states:
+        if state.candidate.kind == "teacher" and state.row.status == "ok":
+            state.outputs = truth.teacher
+
+
+def score(states: Sequence[State], truth: Truth, baseline: str) -> None:
+    """Fill the accuracy columns of every row whose candidate gave outputs."""
+    by_name = {state.candidate.name: state for state in states}
+    student = next((s.outputs for s in states if s.candidate.kind == "student"), None)
+    reference = by_name[baseline].outputs if baseline in by_name else None
+    for state in states:
+        if state.outputs is None or "logits" not in state.outputs:
+            continue
+        try:
+            state.row = replace(state.row, **_columns(state, truth, student, reference, baseline))
+        except (ScoreError, UsageError) as e:
+            state.fail(str(e))
+
+
+def _columns(
+    state: State, truth: Truth, student: Outputs | None, reference: Outputs | None, baseline: str
+) -> Mapping[str, object]:
+    """Return the row's fields that can be computed."""
+    assert state.outputs is not None
+    logits = state.outputs["logits"]
+    if logits.shape[1] != len(truth.classes):
+        raise UsageError(
+            f"it gives {logits.shape[1]} scores, the data has {len(truth.classes)} classes; give the data it was made for"
+        )
+    columns: dict[str, object] = {"scores": classification_scores(logits, truth.labels)}
+    if truth.teacher is not None and state.candidate.kind != "teacher":
+        columns["agreement_teacher"] = agreement(logits, truth.teacher["logits"])
+        columns["kl_teacher"] = kl_divergence(truth.teacher["logits"], logits)
+        if "embedding" in state.outputs and state.outputs["embedding"].shape == truth.teacher["embedding"].shape:
+            columns["embedding_cosine"] = embedding_cosine(truth.teacher["embedding"], state.outputs["embedding"])
+    if student is not None and state.candidate.kind == "artifact":
+        columns["agreement_student"] = agreement(logits, student["logits"])
+    if reference is not None and "logits" in reference and state.candidate.name != baseline:
+        columns["accuracy"] = compare_accuracy(
+            correct(logits, truth.labels), correct(reference["logits"], truth.labels)
+        )
+    return columns

@@ -124,6 +124,15 @@ class Graph:
         raw = np.asarray(content, dtype=np.uint8).tobytes()
         return np.frombuffer(raw, dtype=known[tensor.type]).reshape(list(tensor.shape))
 
+    def shape(self, tensor: int) -> list[int]:
+        """Return a tensor's shape."""
+        return [int(side) for side in self.tensors[int(tensor)].shape]
+
+    def remove(self, operators: list[Any]) -> None:
+        """Take operators out of the graph; the caller has rewired their readers."""
+        gone = {id(operator) for operator in operators}
+        self.operators = [operator for operator in self.operators if id(operator) not in gone]
+
     def add_tensor(self, like: int, dtype: str, suffix: str, content: NDArray[Any] | None = None) -> int:
         """Add a tensor of the shape of `like` and type `dtype` (schema name); return its index."""
         source = self.tensors[like]
@@ -137,6 +146,26 @@ class Graph:
             buffer.data = np.frombuffer(np.ascontiguousarray(content).tobytes(), dtype=np.uint8)
             self.model.buffers.append(buffer)
             tensor.buffer = len(self.model.buffers) - 1
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def add_tensor_like(self, tensor: int) -> int:
+        """Add a computed tensor of the same shape, type and codes; return its index."""
+        source = self.tensors[tensor]
+        copied = self.schema.TensorT()
+        copied.shape, copied.type, copied.quantization = list(source.shape), source.type, source.quantization
+        copied.name, copied.buffer = bytes(source.name) + b"_part", 0
+        self.tensors.append(copied)
+        return len(self.tensors) - 1
+
+    def add_constant(self, content: NDArray[np.int32]) -> int:
+        """Add an int32 constant; return its index."""
+        buffer = self.schema.BufferT()
+        buffer.data = np.frombuffer(content.tobytes(), dtype=np.uint8)
+        self.model.buffers.append(buffer)
+        tensor = self.schema.TensorT()
+        tensor.shape, tensor.type = list(content.shape), self.schema.TensorType.INT32
+        tensor.name, tensor.buffer = f"constant_{len(self.tensors)}".encode(), len(self.model.buffers) - 1
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
@@ -166,6 +195,14 @@ class Graph:
         operator.opcodeIndex = self.code(name, version)
         operator.inputs, operator.outputs = inputs, outputs
         return operator
+
+    def operator_like(self, operator: Any, inputs: list[int], outputs: list[int]) -> Any:
+        """Build an operator of the same code and options on other tensors; the caller places it."""
+        copied = self.schema.OperatorT()
+        copied.opcodeIndex = operator.opcodeIndex
+        copied.builtinOptionsType, copied.builtinOptions = operator.builtinOptionsType, operator.builtinOptions
+        copied.inputs, copied.outputs = inputs, outputs
+        return copied
 
     def metadata(self) -> dict[str, str]:
         """Return the texts that edgekit stored in the file."""

@@ -18,6 +18,7 @@ from edgekit.export.calibration import Histograms, Observe, Run, collect
 from edgekit.export.chatter import native_output_captured
 from edgekit.export.ranges import RangeConfig
 from edgekit.export.session import FloatArray
+from edgekit.export.tflite_attention import split_attention
 from edgekit.export.tflite_graph import Graph
 from edgekit.export.tflite_peephole import transpose_right_operands
 from edgekit.export.tflite_plan import WEIGHTED, plan_static
@@ -168,6 +169,7 @@ def _static(
     transpose_right_operands(graph)
     plan = plan_static(graph, keep_float=config.keep_float)
     StaticQuantizer(graph, plan, ranges).run()
+    split_attention(graph)
     graph.compact()
     graph.write(out)
     return statistics

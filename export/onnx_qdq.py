@@ -1,0 +1,161 @@
+"""Put quantize/dequantize pairs into an ONNX graph, the form in which every execution provider reads int8 models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.export.onnx_graph import CONTRIB, OnnxGraph, attribute
+from edgekit.export.onnx_surgery import Product
+
+Code = Literal["uint8", "int8"]
+Range = tuple[float, float]
+
+CODES: tuple[Code, Code] = ("uint8", "int8")
+"""Codes of the two sides of a product."""
+
+INT32_ROOM = 2**30
+"""A bias code stays below this, so that adding it to the sums of a layer cannot overflow 32 bits."""
+
+
+@dataclass
+class QdqWriter:
+    """Quantize chosen nodes of `graph`.
+
+    Weights become int8 per output channel, symmetric: w ≈ s_w · q. Activations become 8-bit codes of a range:
+    x ≈ s (q - z) with s = (high - low) / 255. Biases become int32 of scale s_x · s_w.
+
+    Attributes:
+        graph: the graph under edit.
+        ranges: (low, high) of each activation that a chosen node reads or writes; low ≤ 0 ≤ high.
+    """
+
+    graph: OnnxGraph
+    ranges: Mapping[str, Range]
+    _pairs: dict[tuple[str, Code], str] = field(default_factory=dict)
+    _constants: dict[tuple[str, Code], list[str]] = field(default_factory=dict)
+    _nodes: list[Any] = field(default_factory=list)
+
+    def write(self, layers: Collection[str], products: Collection[Product] = ()) -> None:
+        """Quantize the Conv (inputs and output) and Gemm (inputs) named `layers`, and the `products`."""
+        by_name = {product.name: product for product in products}
+        gates = {gate: (p.sources[i], CODES[i]) for p in products for i, gate in enumerate(p.gates) if gate != p.name}
+        for node in list(self.graph.nodes):
+            if node.name in by_name:
+                self._nodes.append(self._product(node, by_name[node.name]))
+                continue
+            if node.name in layers:
+                self._linear(node)
+            elif node.name in gates:
+                node.input[0] = self._codes(*gates[node.name])
+                self._nodes.append(node)
+            else:
+                self._nodes.append(node)
+        self._share()
+        self.graph.rebuild(self._nodes)
+
+    def _product(self, node: Any, product: Product) -> Any:
+        """Return the product of two activations as one node that reads their codes.
+
+        A pair would do too, but ONNX Runtime on x86 turns every int8 pair into uint8, and its product of uint8 and
+        int8 is twice as fast as that of uint8 and uint8.
+        """
+        inputs = [
+            self._codes(source, code) if gate == node.name else name
+            for name, source, gate, code in zip(node.input, product.sources, product.gates, CODES, strict=True)
+        ]
+        (a_scale, a_zero), (b_scale, b_zero) = (
+            self._scale_and_zero(source, code) for source, code in zip(product.sources, CODES, strict=True)
+        )
+        inputs += [a_scale, b_scale, a_zero, b_zero]
+        return self.graph.node("MatMulIntegerToFloat", inputs, node.name, output=node.output[0], domain=CONTRIB)
+
+    def _codes(self, name: str, code: Code) -> str:
+        """Quantize `name` and return the name of its codes."""
+        node = self.graph.node("QuantizeLinear", [name, *self._scale_and_zero(name, code)], name)
+        self._nodes.append(node)
+        return str(node.output[0])
+
+    def _linear(self, node: Any) -> None:
+        x = node.input[0]
+        node.input[0] = self._activation(x, "uint8")
+        axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
+        bias = self.graph.array(node.input[2]).astype(np.float64) if len(node.input) > 2 and node.input[2] else None
+        weight = self.graph.array(node.input[1]).astype(np.float64)
+        scale = _weight_scale(weight, axis, self._step(x), bias)
+        node.input[1] = self._weight(node.input[1], weight, scale, axis)
+        if bias is not None:
+            node.input[2] = self._bias(node.input[2], bias, scale * self._step(x))
+        self._nodes.append(node)
+        if node.op_type == "Conv":
+            self._activation(node.output[0], "uint8")
+
+    def _activation(self, name: str, code: Code) -> str:
+        """Return the name of `name` after a quantize/dequantize pair; one pair serves all readers."""
+        if (name, code) not in self._pairs:
+            constants = self._scale_and_zero(name, code)
+            quantize = self.graph.node("QuantizeLinear", [name, *constants], name)
+            dequantize = self.graph.node("DequantizeLinear", [quantize.output[0], *constants], name)
+            self._nodes += [quantize, dequantize]
+            self._pairs[name, code] = dequantize.output[0]
+        return self._pairs[name, code]
+
+    def _scale_and_zero(self, name: str, code: Code) -> list[str]:
+        """Return the names of the two constants of an activation's codes."""
+        if (name, code) not in self._constants:
+            low, high = self.ranges[name]
+            step = (high - low) / 255
+            info = np.iinfo(code)
+            zero = np.clip(np.rint(info.min - low / step), info.min, info.max).astype(code)
+            self._constants[name, code] = [
+                self.graph.constant(f"{name}/scale", np.array(step, np.float32)),
+                self.graph.constant(f"{name}/zero_point", np.array(zero)),
+            ]
+        return self._constants[name, code]
+
+    def _step(self, name: str) -> float:
+        low, high = self.ranges[name]
+        return float(np.float32((high - low) / 255))
+
+    def _weight(self, stem: str, weight: NDArray[np.float64], scale: NDArray[np.float64], axis: int) -> str:
+        codes = np.clip(np.rint(weight / _along(scale, weight.ndim, axis)), -127, 127).astype(np.int8)
+        return self._dequantized(stem, codes, scale, axis)
+
+    def _bias(self, stem: str, bias: NDArray[np.float64], scale: NDArray[np.float64]) -> str:
+        return self._dequantized(stem, np.rint(bias / scale).astype(np.int32), scale, 0)
+
+    def _dequantized(self, stem: str, codes: NDArray[Any], scale: NDArray[np.float64], axis: int) -> str:
+        names = [
+            self.graph.constant(f"{stem}/{codes.dtype}", codes),
+            self.graph.constant(f"{stem}/scale", scale.astype(np.float32)),
+            self.graph.constant(f"{stem}/zero_point", np.zeros(len(scale), codes.dtype)),
+        ]
+        node = self.graph.node("DequantizeLinear", names, stem, axis=axis)
+        self._nodes.append(node)
+        return str(node.output[0])
+
+    def _share(self) -> None:
+        """Let every reader of a rounded tensor read it after its pair: an int8 Add needs both its inputs rounded."""
+        rounded = {name: pair for (name, code), pair in self._pairs.items() if code == "uint8"}
+        for node in self._nodes:
+            if node.op_type != "QuantizeLinear":
+                node.input[:] = [rounded.get(name, name) for name in node.input]
+
+
+def _weight_scale(
+    weight: NDArray[np.float64], axis: int, input_step: float, bias: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """Return one scale per output channel: the largest weight is code 127, and the bias fits 32 bits."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.abs(weight).max(axis=others) / 127
+    if bias is not None:
+        scale = np.maximum(scale, np.abs(bias) / (input_step * INT32_ROOM))
+    return np.where(scale > 0, scale, 1.0).astype(np.float32).astype(np.float64)
+
+
+def _along(values: NDArray[np.float64], dimensions: int, axis: int) -> NDArray[np.float64]:
+    return values.reshape([-1 if i == axis else 1 for i in range(dimensions)])

@@ -16,6 +16,7 @@ from edgekit.export.quiet import quiet
 
 ct = import_coremltools()
 import coremltools.converters.mil.backend.mil.load  # noqa: E402
+import coremltools.optimize.coreml as cto  # noqa: E402, F401
 import torch  # noqa: E402
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402
 from coremltools.converters.mil.mil import Function, types  # noqa: E402

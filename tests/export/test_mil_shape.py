@@ -11,7 +11,7 @@ from mil_for_tests import Build, assert_same, ct, floats, inferred, interpreted,
 
 from edgekit.export.mil_kernel import ProgramError
 
-few = settings(max_examples=6, deadline=None, derandomize=True)
+few = settings(max_examples=4, deadline=None, derandomize=True)
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 seeds = st.integers(0, 2**16)
 

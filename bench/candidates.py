@@ -12,7 +12,6 @@ import numpy as np
 
 from edgekit.bench.results import Kind
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.export.audit import stored_precision
 from edgekit.export.manifest import MANIFEST_FILE, read_manifest, resolve
 from edgekit.export.runtimes import CAN_BE_TIMED, DEFAULT_RUNTIME, format_of, open_session, size_bytes
 from edgekit.export.session import FloatArray, Outputs, RuntimeInfo, Session
@@ -96,6 +95,8 @@ def artifact_candidates(paths: Sequence[Path], threads: int) -> list[Candidate]:
 
 
 def _precision(path: Path) -> str:
+    from edgekit.export.audit import stored_precision
+
     try:
         return stored_precision(path)
     except EdgekitError:

@@ -180,7 +180,9 @@ class _Fit:
             for epoch in range(self.first_epoch, self.config.epochs + 1):
                 epoch_started = time.perf_counter()
                 row = self._train_epoch(epoch)
-                row.update(self._evaluate(epoch))
+                row["evaluated"] = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+                if row["evaluated"]:
+                    row.update(self._evaluate(epoch))
                 row["seconds"] = time.perf_counter() - epoch_started
                 self._finish_epoch(epoch, row)
         finally:

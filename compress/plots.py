@@ -10,6 +10,12 @@ from matplotlib.figure import Figure
 
 from edgekit import atomic
 
+_ACCURACIES = {
+    "train_acc": "train",
+    "val_acc": "validation",
+    "zeroshot_acc": "zero-shot, validation",
+    "agreement": "agreement with teacher",
+}
 _PARTS = ("loss", "feature", "response", "task", "contrastive")
 
 
@@ -31,9 +37,10 @@ def plot_run(
         losses.plot(epochs, [row[name] for row in rows], label=name, linewidth=2 if name == "loss" else 1.2)
     losses.set(title="training loss", xlabel="epoch", ylim=(0, None))
     losses.legend()
-    for name, label in (("train_acc", "train"), ("val_acc", "validation"), ("agreement", "agreement with teacher")):
-        if name in rows[0]:
-            accuracy.plot(epochs, [100 * row[name] for row in rows], label=label)
+    for name, label in _ACCURACIES.items():
+        points = [(row["epoch"], 100 * row[name]) for row in rows if name in row]
+        if points:
+            accuracy.plot(*zip(*points, strict=True), label=label)
     if teacher_acc is not None:
         accuracy.axhline(100 * teacher_acc, color="grey", linestyle="--", label=f"teacher {100 * teacher_acc:.1f} %")
     accuracy.set(title="accuracy (%)", xlabel="epoch")

@@ -11,8 +11,14 @@ from rich.progress import Progress, TaskID
 from edgekit.terminal import Terminal
 
 _PARTS = ("loss", "feature", "response", "task", "contrastive")
-_PERCENT = ("train_acc", "val_acc", "agreement")
-_TITLES = {"train_acc": "train %", "val_acc": "val %", "agreement": "agree %", "contrastive": "contrast"}
+_PERCENT = ("train_acc", "val_acc", "zeroshot_acc", "agreement")
+_TITLES = {
+    "train_acc": "train %",
+    "val_acc": "val %",
+    "zeroshot_acc": "0-shot %",
+    "agreement": "agree %",
+    "contrastive": "contrast",
+}
 
 
 class TrainingDisplay:
@@ -49,7 +55,9 @@ class TrainingDisplay:
             )
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Print the row of a finished epoch; the first one brings the header."""
+        """Print the row of an evaluated epoch; the first one brings the header."""
+        if not row["evaluated"]:
+            return
         if not self._columns:
             self._columns = [name for name in (*_PARTS, *_PERCENT) if name in row]
             titles = [_TITLES.get(name, name) for name in self._columns]
@@ -57,9 +65,7 @@ class TrainingDisplay:
                 "epoch  " + "".join(f"{title:>9}" for title in titles) + f"{'lr':>10}{'seconds':>9}  best"
             )
         cells = "".join(
-            f"{100 * row[name]:9.2f}" if name in _PERCENT else f"{row[name]:9.4f}"
-            for name in self._columns
-            if name in row
+            f"{100 * row[name]:9.2f}" if name in _PERCENT else f"{row[name]:9.4f}" for name in self._columns
         )
         mark = "  *" if row["best"] else ""
         self._terminal.say(f"{row['epoch']:>5}  {cells}{row['lr']:10.2e}{row['seconds']:9.1f}{mark}")

@@ -34,11 +34,11 @@ class AugmentConfig(_Frozen):
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
     crop_ratio: tuple[float, float] = (1.0, 1.0)
-    flip: float = Field(0.0, ge=0, le=1)
-    brightness: float = Field(0.0, ge=0, lt=1)
-    contrast: float = Field(0.0, ge=0, lt=1)
-    saturation: float = Field(0.0, ge=0, lt=1)
-    erase: float = Field(0.0, ge=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    saturation: float = Field(default=0.0, ge=0, lt=1)
+    erase: float = Field(default=0.0, ge=0, le=1)
 
 
 class FitConfig(_Frozen):
@@ -55,22 +55,24 @@ class FitConfig(_Frozen):
         seed: all randomness is a function of (seed, epoch, sample index).
         device: "auto" takes cuda, then mps, then cpu.
         precision: "bf16" runs autocast; "fp32" does not.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         channels_last: memory format of the pictures and weights; faster convolutions on CPUs and tensor cores.
     """
 
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(3e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    lr: float = Field(default=3e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     decay_matrices_only: bool = False
     schedule: ScheduleConfig = ScheduleConfig(name="cosine")
-    ema_decay: float = Field(0.0, ge=0, lt=1)
-    clip_norm: float = Field(0.0, ge=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    clip_norm: float = Field(default=0.0, ge=0)
     seed: int = 0
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    evaluate_every: int = Field(default=1, ge=1)
 
 
 class Recipe(_Frozen):
@@ -89,13 +91,13 @@ class Recipe(_Frozen):
     """
 
     name: str
-    alpha: float = Field(1.0, ge=0)
-    beta: float = Field(1.0, ge=0)
-    gamma: float = Field(1.0, ge=0)
-    temperature: float = Field(4.0, gt=0)
+    alpha: float = Field(default=1.0, ge=0)
+    beta: float = Field(default=1.0, ge=0)
+    gamma: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=4.0, gt=0)
     feature_loss: FeatureLoss = "cosine"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    views: int = Field(0, ge=0, le=1000)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    views: int = Field(default=0, ge=0, le=1000)
     init_classifier: bool = False
     augment: AugmentConfig = AugmentConfig()
     fit: FitConfig = FitConfig()

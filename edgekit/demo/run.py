@@ -1,0 +1,277 @@
+"""The whole path on one machine, offline: draw, train a CLIP, distill, export, verify, bench."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit import atomic
+from edgekit.bench.latency import LatencyConfig
+from edgekit.bench.results import BenchReport
+from edgekit.bench.run import BenchConfig, run_bench
+from edgekit.bench.table import render_markdown, render_terminal
+from edgekit.compress.captions import load_captions
+from edgekit.compress.clip_task import CLIP_DEMO, ClipData, ClipTask, build_clip
+from edgekit.compress.distill import STORE_SCALE, DistillConfig, DistillSummary, distill
+from edgekit.compress.loop import fit
+from edgekit.compress.pixels import decode_eval, decode_train
+from edgekit.compress.plots import plot_run
+from edgekit.compress.progress import TrainingDisplay
+from edgekit.compress.recipe import load_recipe
+from edgekit.compress.run_folder import RunFolder
+from edgekit.data import load_dataset
+from edgekit.demo.drawings import DrawnSet, write_drawings
+from edgekit.demo.sheet import contact_sheet
+from edgekit.errors import VerificationError
+from edgekit.export.export import ExportConfig, export_run
+from edgekit.export.runtimes import FORMATS
+from edgekit.export.verify import verify_bundle
+from edgekit.interval import wilson
+from edgekit.terminal import Terminal, percent
+
+DRAWING_TEMPLATES = ("a {}.", "a drawing of a {}.", "a large {}.", "a small {}.", "a striped {}.")
+"""Prompts in the words of the captions that the teacher learned from."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How large the demo is; the defaults take a few minutes on two cores.
+
+    Attributes:
+        labelled, unlabelled, val: drawings. Few labels, many captions: that is where a teacher matters.
+        image_size: of teacher and student, in pixels.
+        teacher_epochs: of the CLIP's training.
+        student_epochs: of the distillation; the student without a teacher sees as many pictures.
+        student: timm name.
+        views: augmented views per drawing that the teacher embeds.
+        formats_precisions: of the export.
+        seed: of everything.
+    """
+
+    labelled: int = 240
+    unlabelled: int = 2760
+    val: int = 600
+    image_size: int = 64
+    teacher_epochs: int = 12
+    student_epochs: int = 20
+    student: str = "mobilevit_xxs"
+    views: int = 4
+    bench_budget_s: float = 15.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        teacher, student, alone: validation accuracies of the CLIP teacher, of the student distilled from it, and of
+            the same student trained on the labels alone; shares of 1.
+        files: artifacts proven.
+        report: the bench.
+        seconds: wall time by step.
+    """
+
+    teacher: float
+    student: float
+    alone: float
+    files: int
+    report: BenchReport
+    seconds: dict[str, float]
+
+
+def run_demo(out: Path, config: DemoConfig, terminal: Terminal, *, overwrite: bool = False) -> DemoResult:
+    """Run every step and leave its files in `out`.
+
+    Raises:
+        VerificationError: an exported file failed its checks.
+        OutputExistsError: `out` holds something and `overwrite` is false.
+    """
+    atomic.refuse_existing(out, overwrite=overwrite)
+    clock = _Clock(terminal)
+    with clock.step("1/6  Draw", "few labels and many captions: drawings of shapes, in code, so nothing is downloaded"):
+        drawn = write_drawings(
+            out / "drawings",
+            labelled=config.labelled,
+            unlabelled=config.unlabelled,
+            val=config.val,
+            size=round(config.image_size * 1.5),
+            seed=config.seed,
+            overwrite=True,
+        )
+        contact_sheet(drawn.folder / "captions.csv", out / "drawings.png")
+        terminal.say(
+            f"{drawn.labelled} labelled, {drawn.unlabelled} unlabelled and {drawn.val} held-out drawings of "
+            f"{len(drawn.classes)} shapes; {out / 'drawings.png'} shows some"
+        )
+    with clock.step("2/6  Train the teacher", "a small CLIP learns from picture-caption pairs; it never sees a label"):
+        train_teacher(drawn, out / "teacher", config, terminal)
+    with clock.step(
+        "3/6  Distill", "MobileViT learns from what the teacher says of all drawings, and from the few labels"
+    ):
+        student = distill(_distill_config(drawn, out, config), terminal, overwrite=True)
+    with clock.step("     Without the teacher", "the same student, the labels alone, as many pictures seen"):
+        alone = distill(_alone_config(drawn, out, config), terminal, overwrite=True)
+    with clock.step(
+        "4/6  Export", "three formats, two precisions; each file is opened again and compared with PyTorch"
+    ):
+        export = ExportConfig(out / "student", out / "bundle", FORMATS, ("fp32", "int8"), seed=config.seed)
+        attempts = export_run(export, terminal, overwrite=True)
+        for attempt in attempts:
+            state = "proven" if not attempt.problems else f"FAILED: {'; '.join(attempt.problems)}"
+            terminal.say(f"{attempt.name:<22}{state}")
+    with clock.step(
+        "5/6  Verify", "as anyone can who gets the bundle: hashes, contract, golden vectors; no torch needed"
+    ):
+        checks = verify_bundle(out / "bundle")
+        bad = [check for check in checks if not check.passed]
+        terminal.say(f"{len(checks) - len(bad)} of {len(checks)} checks passed")
+    with clock.step("6/6  Bench", "every file beside the student in PyTorch and the teacher, interleaved, one thread"):
+        report = run_bench(
+            BenchConfig(
+                (out / "bundle",),
+                baseline=out / "student",
+                data=drawn.folder,
+                latency=LatencyConfig(max_time_s=config.bench_budget_s),
+            ),
+            terminal.bar,
+        )
+        terminal.console.print(render_terminal(report, terminal.console.width))
+        atomic.write_json(out / "bench.json", report.to_json())
+    result = _result(student, alone, attempts, report, clock.seconds)
+    atomic.write_text(out / "RESULTS.md", results_page(result, config))
+    _conclude(result, config, out, terminal)
+    if bad or any(attempt.problems for attempt in attempts) or report.failed:
+        raise VerificationError("the demo ran, but not every file passed; see the lines above")
+    return result
+
+
+def train_teacher(drawn: DrawnSet, out: Path, config: DemoConfig, terminal: Terminal) -> None:
+    """Train the CLIP on the captions of all training drawings; leave a run folder that `--teacher` takes."""
+    recipe = CLIP_DEMO.model_copy(
+        update={
+            "image_size": config.image_size,
+            "fit": CLIP_DEMO.fit.model_copy(update={"epochs": config.teacher_epochs, "seed": config.seed}),
+        }
+    )
+    captioned = load_captions(drawn.folder / "captions.csv")
+    clip, tokenizer = build_clip(recipe, captioned.texts())
+    dataset = load_dataset(drawn.folder)
+    train = decode_train(captioned.samples, round(config.image_size * STORE_SCALE))
+    val = decode_eval(dataset.val, clip.spec.preprocess)
+    data = ClipData(train, captioned.captions, val, dataset.classes, DRAWING_TEMPLATES)
+    run = RunFolder(out)
+    run.create({"recipe": recipe.model_dump(mode="json")}, {"seed": config.seed})
+    result = fit(ClipTask(clip, tokenizer, recipe, data), recipe.fit, run, display=TrainingDisplay(terminal))
+    plot_run(result.rows, run.plots / "training.png", title="CLIP teacher")
+    terminal.say(f"zero-shot accuracy by prompts: {percent(result.best)} on held-out drawings")
+
+
+def _distill_config(drawn: DrawnSet, out: Path, config: DemoConfig) -> DistillConfig:
+    changes: dict[str, Any] = {
+        "views": config.views,
+        # captions say left and right and shapes have a handedness; the rest of the recipe is the default
+        "augment": {"flip": 0.0, "crop_scale": [0.7, 1.0], "crop_ratio": [0.9, 1.11]},
+        "fit": {"epochs": config.student_epochs, "seed": config.seed, "ema_decay": 0.99},
+    }
+    return DistillConfig(
+        data=drawn.folder,
+        output=out / "student",
+        recipe=load_recipe("edge", changes),
+        student=config.student,
+        image_size=config.image_size,
+        teacher=str(out / "teacher"),
+        templates=DRAWING_TEMPLATES,
+        teacher_cache=out / "teacher-store",
+    )
+
+
+def _alone_config(drawn: DrawnSet, out: Path, config: DemoConfig) -> DistillConfig:
+    """Return the same training without a teacher: only the labelled drawings, for as many pictures in total."""
+    table = out / "labelled.csv"
+    dataset = load_dataset(drawn.folder)
+    rows = [("train", sample) for sample in dataset.train if sample.label is not None]
+    rows += [("val", sample) for sample in dataset.val]
+    with atomic.atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "split"))
+        for split, sample in rows:
+            assert sample.label is not None
+            writer.writerow((sample.path.relative_to(out).as_posix(), dataset.classes[sample.label], split))
+    with_teacher = _distill_config(drawn, out, config)
+    recipe = with_teacher.recipe
+    repeats = round((config.labelled + config.unlabelled) / config.labelled)
+    fit_config = recipe.fit.model_copy(
+        update={"epochs": recipe.fit.epochs * repeats, "evaluate_every": repeats},
+    )
+    return DistillConfig(
+        data=table,
+        output=out / "student-alone",
+        recipe=recipe.model_copy(update={"alpha": 0.0, "beta": 0.0, "gamma": 1.0, "fit": fit_config}),
+        student=config.student,
+        image_size=config.image_size,
+    )
+
+
+def _result(
+    student: DistillSummary, alone: DistillSummary, attempts: Any, report: BenchReport, seconds: dict[str, float]
+) -> DemoResult:
+    return DemoResult(
+        teacher=student.facts["teacher"]["val_acc"],
+        student=student.facts["summary"]["val_acc"],
+        alone=alone.facts["summary"]["val_acc"],
+        files=sum(not attempt.problems for attempt in attempts),
+        report=report,
+        seconds=seconds,
+    )
+
+
+def results_page(result: DemoResult, config: DemoConfig) -> str:
+    """Return RESULTS.md."""
+    rows = (
+        ("CLIP teacher, zero-shot", result.teacher),
+        (f"{config.student} distilled from it", result.student),
+        (f"{config.student} on the {config.labelled} labels alone, same budget", result.alone),
+    )
+    lines = ["# edgekit demo", "", "| model | accuracy on held-out drawings | 95 % interval |", "|---|---|---|"]
+    for name, accuracy in rows:
+        interval = wilson(round(accuracy * config.val), config.val)
+        lines.append(f"| {name} | {percent(accuracy)} | {100 * interval.low:.1f}–{100 * interval.high:.1f} |")
+    lines += ["", f"n = {config.val}, seed {config.seed}. The same drawings chose the checkpoints.", ""]
+    lines += [render_markdown(result.report), ""]
+    lines += [f"- {name}: {value:.0f} s" for name, value in result.seconds.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _conclude(result: DemoResult, config: DemoConfig, out: Path, terminal: Terminal) -> None:
+    terminal.heading("Result")
+    terminal.say(f"teacher                 {percent(result.teacher)} on {config.val} held-out drawings")
+    terminal.say(
+        f"student, distilled      {percent(result.student)}  ({100 * (result.student - result.teacher):+.1f} points)"
+    )
+    terminal.say(
+        f"student, labels alone   {percent(result.alone)}  ({100 * (result.alone - result.teacher):+.1f} points)"
+    )
+    total = sum(result.seconds.values())
+    terminal.say(f"{result.files} files proven; all of it took {total:.0f} s; see {out / 'RESULTS.md'}")
+
+
+class _Clock:
+    """Times the steps and announces each with what it is for."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, title: str, why: str) -> Iterator[None]:
+        self._terminal.heading(title)
+        self._terminal.say(why)
+        started = time.perf_counter()
+        yield
+        self.seconds[title.split("  ", 1)[-1].strip()] = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,31 +124,33 @@ def score(states: Sequence[State], truth: Truth, baseline: str) -> None:
         if state.outputs is None or "logits" not in state.outputs:
             continue
         try:
-            state.row = replace(state.row, **_columns(state, truth, student, reference, baseline))
+            state.row = _scored(state, truth, student, reference, baseline)
         except (ScoreError, UsageError) as e:
             state.fail(str(e))
 
 
-def _columns(
-    state: State, truth: Truth, student: Outputs | None, reference: Outputs | None, baseline: str
-) -> Mapping[str, object]:
-    """Return the row's fields that can be computed."""
+def _scored(state: State, truth: Truth, student: Outputs | None, reference: Outputs | None, baseline: str) -> BenchRow:
+    """Return the row with every accuracy column that can be computed."""
     assert state.outputs is not None
     logits = state.outputs["logits"]
     if logits.shape[1] != len(truth.classes):
         raise UsageError(
-            f"it gives {logits.shape[1]} scores, the data has {len(truth.classes)} classes; give the data it was made for"
+            f"it gives {logits.shape[1]} scores, the data has {len(truth.classes)} classes; "
+            "give the data it was made for"
         )
-    columns: dict[str, object] = {"scores": classification_scores(logits, truth.labels)}
+    row = replace(state.row, scores=classification_scores(logits, truth.labels))
     if truth.teacher is not None and state.candidate.kind != "teacher":
-        columns["agreement_teacher"] = agreement(logits, truth.teacher["logits"])
-        columns["kl_teacher"] = kl_divergence(truth.teacher["logits"], logits)
-        if "embedding" in state.outputs and state.outputs["embedding"].shape == truth.teacher["embedding"].shape:
-            columns["embedding_cosine"] = embedding_cosine(truth.teacher["embedding"], state.outputs["embedding"])
-    if student is not None and state.candidate.kind == "artifact":
-        columns["agreement_student"] = agreement(logits, student["logits"])
-    if reference is not None and "logits" in reference and state.candidate.name != baseline:
-        columns["accuracy"] = compare_accuracy(
-            correct(logits, truth.labels), correct(reference["logits"], truth.labels)
+        said = truth.teacher
+        row = replace(
+            row,
+            agreement_teacher=agreement(logits, said["logits"]),
+            kl_teacher=kl_divergence(said["logits"], logits),
         )
-    return columns
+        if "embedding" in state.outputs and state.outputs["embedding"].shape == said["embedding"].shape:
+            row = replace(row, embedding_cosine=embedding_cosine(said["embedding"], state.outputs["embedding"]))
+    if student is not None and state.candidate.kind == "artifact":
+        row = replace(row, agreement_student=agreement(logits, student["logits"]))
+    if reference is not None and "logits" in reference and state.candidate.name != baseline:
+        right, reference_right = correct(logits, truth.labels), correct(reference["logits"], truth.labels)
+        row = replace(row, accuracy=compare_accuracy(right, reference_right))
+    return row

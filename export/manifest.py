@@ -44,7 +44,7 @@ class InputContract(_Frozen):
     """What a model takes. `layout` and `dtype` are the file's own; NCHW and NHWC differ between formats."""
 
     name: str = "image"
-    layout: dict[str, str]
+    layout: dict[Format, str]
     dtype: str = "float32"
     range: tuple[float, float] = (0.0, 1.0)
     colour_order: Literal["RGB"] = "RGB"
@@ -112,16 +112,11 @@ def sha256_of(path: Path) -> str:
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
         return digest.hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    """`hashlib.file_digest` for Python 3.10."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    whole = hashlib.sha256()
+    with path.open("rb") as content:  # hashlib.file_digest needs Python 3.11
+        while block := content.read(1 << 20):
+            whole.update(block)
+    return whole.hexdigest()
 
 
 def layouts() -> Mapping[Format, str]:

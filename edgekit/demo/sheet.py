@@ -18,7 +18,9 @@ def contact_sheet(captions: Path, out: Path) -> None:
     """Draw some pictures of a captions CSV (image,caption), spread over the file, with what is said of them."""
     with captions.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    chosen = rows[:: max(1, len(rows) // (_COLUMNS * _ROWS))][: _COLUMNS * _ROWS]
+    count = min(len(rows), _COLUMNS * _ROWS)
+    # an odd stride over the list, in which the classes follow each other in turn, meets all of them
+    chosen = [rows[(number * 7919) % len(rows)] for number in range(count)]
     figure = Figure(figsize=(2 * _COLUMNS, 2.5 * _ROWS), layout="constrained")
     for axes, row in zip(figure.subplots(_ROWS, _COLUMNS).flat, chosen, strict=True):
         with Image.open(captions.parent / row["image"]) as picture:

@@ -1,0 +1,104 @@
+"""Run a function in a fresh process, so that a native crash, a hang or a memory bomb there is one clear line here.
+
+Runtimes and parsers are native code; a damaged file can take the whole process with it. The function is named
+"package.module:function", takes and returns JSON values. It runs in an empty working folder: pass absolute paths.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
+
+TIMEOUT_S = 120.0
+MEMORY_BYTES = 16 * 2**30
+"""Private memory that a child may ask for (Linux); PyTorch with all its libraries takes under 2 GiB."""
+
+_ERRORS = {error.__name__: error for error in (LoadError, UsageError, VerificationError)}
+
+
+def call_contained(
+    function: str, *arguments: Any, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES
+) -> Any:
+    """Call "package.module:function" with JSON arguments in a child process; return its JSON result.
+
+    What the child prints is held back. An EdgekitError raised there is raised here, with its message.
+
+    Raises:
+        LoadError: the child crashed (the message names the signal), took too long or too much memory, or raised
+            anything but an EdgekitError.
+    """
+    request = {"function": function, "arguments": arguments, "memory_bytes": memory_bytes}
+    # the empty folder is also what `-m` puts first on the child's path: nothing there can pose as a library
+    with TemporaryDirectory(prefix="edgekit-") as folder:
+        (Path(folder) / "request.json").write_text(json.dumps(request))
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "edgekit.export.contained"],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired as e:
+            raise LoadError(f"the child process was stopped: no answer within {timeout_s:g} s") from e
+        answer = Path(folder) / "answer.json"
+        if done.returncode != 0 or not answer.is_file():
+            raise LoadError(f"the child process {_death(done.returncode, done.stderr)}")
+        return _open_answer(json.loads(answer.read_text()))
+
+
+def _open_answer(answer: dict[str, Any]) -> Any:
+    if "error" in answer:
+        raise _ERRORS.get(answer["error"], LoadError)(answer["message"])
+    return answer["result"]
+
+
+def _death(code: int, stderr: bytes) -> str:
+    """Say how a child ended: by which signal, or with which last words."""
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    return f"ended with code {code}" + (f": {lines[-1][:300]}" if lines else "")
+
+
+def _limit_memory(limit: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _serve(folder: Path) -> None:
+    """Do what `request.json` asks for and write `answer.json`. Only the parent writes requests: its own code is run."""
+    request = json.loads((folder / "request.json").read_text())
+    _limit_memory(request["memory_bytes"])
+    module, _, name = request["function"].partition(":")
+    try:
+        answer = {"result": getattr(importlib.import_module(module), name)(*request["arguments"])}
+        text = json.dumps(answer)
+    except EdgekitError as e:
+        kind = next(error.__name__ for error in type(e).__mro__ if error.__name__ in _ERRORS or error is EdgekitError)
+        text = json.dumps({"error": kind, "message": str(e)})
+    except MemoryError:
+        text = json.dumps({"error": "LoadError", "message": "it needs more memory than a file of this kind may take"})
+    except Exception as e:  # whatever a parser raises on a damaged file
+        first = (str(e).strip() or "no message").splitlines()[0][:300]
+        text = json.dumps({"error": "LoadError", "message": f"{type(e).__name__}: {first}"})
+    (folder / "answer.json").write_text(text)
+
+
+if __name__ == "__main__":
+    _serve(Path.cwd())

@@ -6,6 +6,7 @@ that memory does not grow with the number of images and no range is a moving ave
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,12 +148,13 @@ class Histograms:
         """
         loaded = cls()
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # np.load leaves a torn file open when it is given a path
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 loaded.images = int(file["images"])
                 for name, (low, high), counts in zip(file["names"], file["bounds"], file["counts"], strict=True):
                     kept = counts.astype(np.int64) if counts.any() else None
                     loaded._tensors[str(name)] = _Statistics(float(low), float(high), kept)
-        except (OSError, ValueError, KeyError, EOFError) as e:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
             raise LoadError(f"{path} holds no calibration statistics that can be read: {e}") from e
         return loaded
 

@@ -14,6 +14,9 @@ RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 SEARCH_STEPS = 64
 """Candidates per bound that the searching methods try."""
 
+SMOOTHING = 1e-4
+"""Share of the quantized distribution that "entropy" spreads evenly, so that a folded outlier costs little, not ∞."""
+
 
 @dataclass(frozen=True)
 class RangeConfig:
@@ -141,8 +144,9 @@ def kl_divergence(distribution: Distribution, bounds: tuple[float, float], bits:
     quantized = filled * (totals / np.maximum(sharers, 1))[level]
     p, q = reference / reference.sum(), quantized / quantized.sum()
     known = p > 0
-    if np.any(q[known] == 0):  # mass folded onto an edge bin that quantization leaves empty
-        return float("inf")
+    if np.any(q[known] == 0):
+        # What was clipped landed on an edge bin that was empty: KL would be infinite for any such loss, however small.
+        q = (1 - SMOOTHING) * q + SMOOTHING / len(q)
     return float((p[known] * np.log(p[known] / q[known])).sum())
 
 

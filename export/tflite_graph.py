@@ -109,7 +109,8 @@ class Graph:
     def name(self, operator: Any) -> str:
         """Return the operator's builtin name, e.g. "CONV_2D"."""
         code = self.model.operatorCodes[operator.opcodeIndex]
-        return self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        name: str = self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        return name
 
     def constant(self, index: int) -> NDArray[Any] | None:
         """Return the content of a constant tensor, None for a computed one. Float32, int8 and int32 are known."""

@@ -117,7 +117,7 @@ def _open(path: Path, threads: int) -> Any:
             interpreter = Interpreter(str(path), num_threads=threads)
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as e:
-        raise LoadError(f"{path} is not a TFLite model that LiteRT can load: {str(e).splitlines()[0]}") from e
+        raise LoadError(f"{path} is not a TFLite model that LiteRT can load: {str(e).splitlines()[0][:200]}") from e
     return interpreter
 
 
@@ -174,7 +174,8 @@ def _to_stored(values: FloatArray, detail: Mapping[str, Any]) -> NDArray[Any]:
         scale, zero_point = 1 / 255, np.iinfo(dtype).min
     bounds = np.iinfo(dtype)
     quantized = np.rint(values / np.float32(scale)) + zero_point
-    return np.clip(quantized, bounds.min, bounds.max).astype(dtype)
+    codes: NDArray[Any] = np.clip(quantized, bounds.min, bounds.max).astype(dtype)
+    return codes
 
 
 def _to_float(values: NDArray[Any], detail: Mapping[str, Any]) -> FloatArray:

@@ -157,7 +157,7 @@ class MilSession:
 
     Args:
         path: the .mlpackage folder.
-        threads: torch threads for one inference.
+        threads: torch threads for one inference; 0 leaves torch's own setting.
 
     Raises:
         PackageError: the package cannot be read, or does not take exactly one RGB or BGR picture.
@@ -198,7 +198,7 @@ class MilSession:
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from edgekit.export.mil_kernel import Call, Kernel, Tensor, bounded
 
 
 def affine_dequantize(call: Call) -> Kernel:
-    """Scale (data - zero_point), per tensor or along `axis` (iOS 16)."""
+    """Give scale (data - zero_point), per tensor or along `axis` (iOS 16)."""
     axis = call.integer("axis")
 
     def run(data: Tensor, zero_point: Tensor, scale: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def affine_dequantize(call: Call) -> Kernel:
 
 
 def blockwise_shift_scale(call: Call) -> Kernel:
-    """Scale (data - offset) for each block; the block sizes are data.shape / scale.shape (iOS 18)."""
+    """Give scale (data - offset) for each block; the block sizes are data.shape / scale.shape (iOS 18)."""
     return Kernel(("data", "scale", "offset"), _shift_scale)
 
 
@@ -87,7 +87,7 @@ def constexpr_cast(call: Call) -> Kernel:
 
 
 def quantize(call: Call) -> Kernel:
-    """clip(round(input / scale) + zero_point) to int8 or uint8; halves round to even."""
+    """Give clip(round(input / scale) + zero_point) to int8 or uint8; halves round to even."""
     axis = call.integer("axis", 0)
     unsigned = call.text("output_dtype", allowed=("int8", "uint8")) == "uint8"
     low, high, dtype = (0, 255, torch.uint8) if unsigned else (-128, 127, torch.int8)
@@ -102,7 +102,7 @@ def quantize(call: Call) -> Kernel:
 
 
 def dequantize(call: Call) -> Kernel:
-    """Scale (input - zero_point)."""
+    """Give scale (input - zero_point)."""
     axis = call.integer("axis", 0)
 
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:

@@ -13,17 +13,17 @@ _NO_EPSILON = 1e-45  # MIL's default for log: the smallest float32
 
 
 def unary(function: Callable[[Tensor], Tensor]) -> OpFunction:
-    """y = function(x)."""
+    """Give function(x)."""
     return lambda call: Kernel(("x",), function)
 
 
 def binary(function: Callable[[Tensor, Tensor], Tensor]) -> OpFunction:
-    """z = function(x, y), broadcast."""
+    """Give function(x, y), broadcast."""
     return lambda call: Kernel(("x", "y"), function)
 
 
 def shifted(function: Callable[[Tensor], Tensor], epsilon: float = _NO_EPSILON) -> OpFunction:
-    """y = function(x + epsilon), with the operation's own default for epsilon."""
+    """Give function(x + epsilon), with the operation's own default for epsilon."""
 
     def build(call: Call) -> Kernel:
         shift = call.number("epsilon", epsilon)
@@ -38,31 +38,31 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def clip(call: Call) -> Kernel:
-    """min(max(x, alpha), beta)."""
+    """Give min(max(x, alpha), beta)."""
     low, high = call.number("alpha"), call.number("beta")
     return Kernel(("x",), lambda x: x.clamp(low, high))
 
 
 def threshold(call: Call) -> Kernel:
-    """max(x, alpha)."""
+    """Give max(x, alpha)."""
     low = call.number("alpha")
     return Kernel(("x",), lambda x: x.clamp(min=low))
 
 
 def clamped_relu(call: Call) -> Kernel:
-    """min(beta, x) where x >= 0, min(beta, alpha x) elsewhere."""
+    """Give min(beta, x) where x >= 0, min(beta, alpha x) elsewhere."""
     alpha, beta = call.number("alpha"), call.number("beta")
     return Kernel(("x",), lambda x: torch.where(x >= 0, x, alpha * x).clamp(max=beta))
 
 
 def elu(call: Call) -> Kernel:
-    """X where x > 0, alpha (e^x - 1) elsewhere."""
+    """Give x where x > 0, alpha (e^x - 1) elsewhere."""
     alpha = call.number("alpha")
     return Kernel(("x",), lambda x: torch.where(x > 0, x, alpha * torch.expm1(x)))
 
 
 def gelu(call: Call) -> Kernel:
-    """0.5 x (1 + erf(x / sqrt 2)), or its tanh or sigmoid approximation."""
+    """Give 0.5 x (1 + erf(x / sqrt 2)), or its tanh or sigmoid approximation."""
     mode = call.text("mode", "EXACT", ("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"))
     if mode == "SIGMOID_APPROXIMATION":
         return Kernel(("x",), lambda x: x * torch.sigmoid(1.702 * x))
@@ -71,43 +71,43 @@ def gelu(call: Call) -> Kernel:
 
 
 def leaky_relu(call: Call) -> Kernel:
-    """X where x >= 0, alpha x elsewhere."""
+    """Give x where x >= 0, alpha x elsewhere."""
     alpha = call.number("alpha")
     return Kernel(("x",), lambda x: torch.where(x >= 0, x, alpha * x))
 
 
 def linear_activation(call: Call) -> Kernel:
-    """Alpha x + beta."""
+    """Give alpha x + beta."""
     alpha, beta = call.number("alpha"), call.number("beta", 0.0)
     return Kernel(("x",), lambda x: alpha * x + beta)
 
 
 def prelu(call: Call) -> Kernel:
-    """X where x >= 0, alpha_c x elsewhere; one alpha per channel (axis 1)."""
+    """Give x where x >= 0, alpha_c x elsewhere; one alpha per channel (axis 1)."""
     return Kernel(("x", "alpha"), lambda x, alpha: torch.where(x >= 0, x, _per_channel(alpha, x) * x))
 
 
 def scaled_tanh(call: Call) -> Kernel:
-    """Alpha tanh(beta x)."""
+    """Give alpha tanh(beta x)."""
     alpha, beta = call.number("alpha"), call.number("beta")
     return Kernel(("x",), lambda x: alpha * torch.tanh(beta * x))
 
 
 def sigmoid_hard(call: Call) -> Kernel:
-    """min(max(alpha x + beta, 0), 1)."""
+    """Give min(max(alpha x + beta, 0), 1)."""
     alpha, beta = call.number("alpha"), call.number("beta")
     return Kernel(("x",), lambda x: (alpha * x + beta).clamp(0.0, 1.0))
 
 
 def softplus_parametric(call: Call) -> Kernel:
-    """alpha_c log(1 + e^(beta_c x)); one pair per channel (axis 1)."""
+    """Give alpha_c log(1 + e^(beta_c x)); one pair per channel (axis 1)."""
     return Kernel(
         ("x", "alpha", "beta"), lambda x, alpha, beta: _per_channel(alpha, x) * softplus(x * _per_channel(beta, x))
     )
 
 
 def thresholded_relu(call: Call) -> Kernel:
-    """X where x >= alpha, 0 elsewhere."""
+    """Give x where x >= alpha, 0 elsewhere."""
     alpha = call.number("alpha")
     return Kernel(("x",), lambda x: torch.where(x >= alpha, x, torch.zeros((), dtype=x.dtype)))
 
@@ -118,13 +118,13 @@ def select(call: Call) -> Kernel:
 
 
 def softmax(call: Call) -> Kernel:
-    """e^x / sum(e^x) along `axis`."""
+    """Give e^x / sum(e^x) along `axis`."""
     axis = call.integer("axis", -1)
     return Kernel(("x",), lambda x: torch.softmax(x, axis))
 
 
 def reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> OpFunction:
-    """y = function(x, axes, keep_dims); all axes by default."""
+    """Give function(x, axes, keep_dims); all axes by default."""
 
     def build(call: Call) -> Kernel:
         keep = call.flag("keep_dims", False)
@@ -135,7 +135,7 @@ def reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> OpFunction:
 
 
 def reduce_arg(function: Callable[[Tensor, int, bool], Tensor]) -> OpFunction:
-    """y = function(x, axis, keep_dims): the index of an extremum along one axis; the first of equals."""
+    """Give function(x, axis, keep_dims): the index of an extremum along one axis; the first of equals."""
 
     def build(call: Call) -> Kernel:
         axis, keep = call.integer("axis", -1), call.flag("keep_dims", False)

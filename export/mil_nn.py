@@ -103,7 +103,7 @@ def conv_transpose(call: Call) -> Kernel:
 
 
 def linear(call: Call) -> Kernel:
-    """X W^T + b."""
+    """Give x W^T + b."""
     return Kernel(("x", "weight", "bias"), F.linear)
 
 
@@ -125,7 +125,7 @@ def einsum(call: Call) -> Kernel:
 
 
 def attention(call: Call) -> Kernel:
-    """softmax(Q K^T / sqrt(E) + mask) V; a boolean mask says what takes part."""
+    """Give softmax(Q K^T / sqrt(E) + mask) V; a boolean mask says what takes part."""
 
     def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, mask)
@@ -134,7 +134,7 @@ def attention(call: Call) -> Kernel:
 
 
 def batch_norm(call: Call) -> Kernel:
-    """Gamma (x - mean) / sqrt(variance + epsilon) + beta, per channel (axis 1)."""
+    """Give gamma (x - mean) / sqrt(variance + epsilon) + beta, per channel (axis 1)."""
     epsilon = call.number("epsilon", 1e-5)
 
     def run(x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:

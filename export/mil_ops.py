@@ -14,7 +14,7 @@ from edgekit.export.mil_program import Operation
 
 
 def identity(call: Call) -> Kernel:
-    """Y = x. Also `cast`: the executor gives every result its declared type."""
+    """Give x. Also `cast`: the executor gives every result its declared type."""
     return Kernel(("x",), lambda x: x)
 
 

@@ -112,6 +112,29 @@ def test_a_classifier_names_its_best_class(softmax: bool, name: str, tmp_path: P
     assert results["classLabel"].tolist() == [classes[int(scores.argmax())]]
 
 
+def test_a_classifier_may_give_its_embedding_too(tmp_path: Path) -> None:
+    model = converted(
+        exported(OnlyScores(False), (torch.zeros(1, 3, 16, 16),)),
+        inputs=[ct.ImageType("image", shape=(1, 3, 16, 16), scale=1 / 255)],
+        classifier_config=ct.ClassifierConfig(list("abcd")),
+    )
+    path = stored(tmp_path, model)
+    embedding = next(op for op in MilProgram.load(path).operations if op.type == "reduce_mean").outputs[0][0]
+    specification = path / "Data/com.apple.CoreML/model.mlmodel"
+    spec = ct.utils.load_spec(str(specification))
+    body = spec.mlProgram.functions["main"]
+    body.block_specializations[body.opset].outputs.append(embedding)
+    spec.description.output.add().name = embedding
+    specification.write_bytes(spec.SerializeToString())
+    x = pictures(side=16)
+    with torch.inference_mode():
+        want = Tiny()(torch.from_numpy(np.rint(x * 255) / np.float32(255)))
+    got = MilSession(path)(x)
+    assert set(got) == {"logits", embedding}
+    assert_same(got["logits"], want[0].numpy())
+    assert_same(got[embedding], want[1].numpy())
+
+
 def test_a_free_batch_takes_any_number_of_pictures(tmp_path: Path) -> None:
     shape = (ct.RangeDim(1, 8, default=2), 3, 16, 16)
     module, free = Tiny(), ({0: torch.export.Dim("batch", min=1, max=8)},)

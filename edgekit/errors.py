@@ -52,8 +52,20 @@ class MissingExtraError(LoadError):
         super().__init__(f"{purpose} needs the package '{package}': pip install 'edgekit[{extra}]'")
 
 
+_SHOWN_NAMES = 30
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return the sentence that ends an "unknown name" error: a near match, else the whole list."""
+    """Return the sentence that ends an "unknown name" error: a near match, else the names, the first ones of many."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    return f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(names)}"
+    if near:
+        return f"did you mean '{near[0]}'?"
+    left = len(names) - _SHOWN_NAMES
+    return f"allowed: {', '.join(names[:_SHOWN_NAMES])}" + (f" and {left} more" if left > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type's name where it says nothing, as a bare `assert` does."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import nn
 
 from edgekit import atomic
-from edgekit.errors import LoadError
+from edgekit.errors import LoadError, UsageError, first_line
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
 from edgekit.models.weights import read_safetensors
@@ -48,15 +48,16 @@ def load_student(run: Path) -> Student:
     tensors, metadata = read_safetensors(path)
     try:
         header = json.loads(metadata["edgekit"])
-        version = header["schema_version"]
-        if version > SCHEMA_VERSION:
-            raise LoadError(
-                f"{path} was written by a newer edgekit (schema {version} > {SCHEMA_VERSION}); update edgekit"
-            )
-        spec = StudentSpec.from_dict(header["student"])
+        version = int(header["schema_version"])
     except (KeyError, TypeError, ValueError) as e:
-        raise LoadError(f"{path} is not an edgekit student: its metadata holds no valid spec ({e})") from e
-    student = Student(spec)
+        raise LoadError(f"{path} is not an edgekit student: its metadata has no header of edgekit ({e!r:.120})") from e
+    if version > SCHEMA_VERSION:
+        raise LoadError(f"{path} was written by a newer edgekit (schema {version} > {SCHEMA_VERSION}); update edgekit")
+    try:
+        spec = StudentSpec.from_dict(header["student"])
+        student = Student(spec)
+    except (KeyError, LoadError, UsageError) as e:
+        raise LoadError(f"{path} names a student that cannot be built here: {first_line(e)}") from e
     try:
         student.load_state_dict(tensors)
     except RuntimeError as e:

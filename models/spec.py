@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgekit.errors import LoadError
 from edgekit.preprocess import Preprocess
+
+MAX_EMBED_DIM = 65_536  # a spec out of an untrusted file must not ask for all the memory
+MAX_FRAMES = 4096
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,23 @@ class StudentSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StudentSpec:
-        """Build from the mapping that `to_dict` made."""
-        fields = dict(values)
-        fields["classes"] = tuple(fields["classes"])
-        fields["preprocess"] = Preprocess.from_dict(fields["preprocess"])
-        return cls(**fields)
+        """Build from the mapping that `to_dict` made.
+
+        Raises:
+            LoadError: a value is missing, unknown or impossible; the mapping also comes out of files that others wrote.
+        """
+        try:
+            fields = dict(values)
+            arch, classes = fields["arch"], fields["classes"]
+            if not (isinstance(arch, str) and isinstance(classes, list | tuple) and classes):
+                raise ValueError(f"arch {arch!r}, classes {classes!r}")
+            if not all(isinstance(name, str) for name in classes):
+                raise ValueError(f"classes {classes!r}")
+            fields["classes"] = tuple(classes)
+            fields["preprocess"] = Preprocess.from_dict(fields["preprocess"])
+            spec = cls(**fields)
+            if not (0 < int(spec.embed_dim) <= MAX_EMBED_DIM and 0 < int(spec.frames) <= MAX_FRAMES):
+                raise ValueError(f"embed_dim {spec.embed_dim}, frames {spec.frames}")
+        except (KeyError, TypeError, ValueError, LoadError) as e:
+            raise LoadError(f"not the spec of a student: {e!r:.200}") from e
+        return spec

@@ -10,10 +10,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from edgekit.errors import LoadError, UsageError, did_you_mean
+from edgekit.errors import LoadError, UsageError, did_you_mean, first_line
 from edgekit.models.spec import StudentSpec
 from edgekit.models.weights import read_state_dict
-from edgekit.preprocess import Preprocess
+from edgekit.preprocess import Interpolation, Preprocess
 
 
 class StudentOutput(NamedTuple):
@@ -52,7 +52,7 @@ class Student(nn.Module):
 
 
 def check_arch(arch: str) -> str:
-    """Return `arch` if timm knows it.
+    """Return `arch`, a timm name with or without the tag of its weights, if timm knows it.
 
     Raises:
         UsageError: with the nearest name that timm has.
@@ -60,41 +60,59 @@ def check_arch(arch: str) -> str:
     base = arch.partition(".")[0]
     if not timm.is_model(base):
         raise UsageError(f"--student '{arch}' is not a timm model; {did_you_mean(base, timm.list_models())}")
+    if "." in arch:
+        tagged = timm.list_pretrained(f"{base}.*")
+        if arch not in tagged:
+            hint = did_you_mean(arch, tagged) if tagged else f"none are known, give --student {base}"
+            raise UsageError(f"--student '{arch}' names weights that timm does not have; {hint}")
     return arch
 
 
 def student_preprocess(arch: str, image_size: int) -> Preprocess:
-    """Return the preprocessing that timm states for `arch`, at `image_size` pixels."""
-    config = timm.get_pretrained_cfg(arch.partition(".")[0])
+    """Return the preprocessing that timm states for `arch` (and the tag of its weights), at `image_size` pixels."""
+    config = timm.get_pretrained_cfg(check_arch(arch))
     mean, std = (config.mean, config.std) if config is not None else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     crop_pct = config.crop_pct if config is not None else 0.9
-    interpolation = "bilinear" if config is not None and config.interpolation == "bilinear" else "bicubic"
+    linear = config is not None and config.interpolation == "bilinear"
+    interpolation: Interpolation = "bilinear" if linear else "bicubic"
     return Preprocess(image_size, round(image_size / crop_pct), interpolation, tuple(mean), tuple(std))
 
 
 def create_backbone(arch: str, image_size: int, *, pretrained: bool = False) -> nn.Module:
     """Build the headless timm backbone: images → pooled features (B, features).
 
+    Args:
+        arch: timm name; its tag ("resnet50.a2_in1k") says which weights `pretrained` takes.
+        image_size: side of the input in pixels; nets with a fixed input are built for it.
+        pretrained: take timm's weights from the hub, else random ones.
+
     Raises:
         UsageError: unknown architecture, or it cannot take this image size.
         LoadError: pretrained weights were asked for and cannot be had.
     """
     check_arch(arch)
-    config = timm.get_pretrained_cfg(arch.partition(".")[0])
+    base = arch.partition(".")[0]
+    config = timm.get_pretrained_cfg(base)
     options: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-    try:
-        backbone: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=0, **options)
-    except (AssertionError, ValueError, TypeError) as e:
-        raise UsageError(f"--student {arch} cannot be built for --image-size {image_size}: {e}") from e
-    except Exception as e:  # the hub client raises many types, none of them public
+    with warnings.catch_warnings():
+        # timm 1.0 maps its own deprecated aliases with a warning; the name still builds the right net
+        warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)
+        try:
+            backbone: nn.Module = timm.create_model(base, num_classes=0, **options)
+        except (AssertionError, ValueError, TypeError, RuntimeError) as e:
+            reason = first_line(e)
+            raise UsageError(f"--student {arch} cannot be built for --image-size {image_size}: {reason}") from e
         if not pretrained:
-            raise
-        raise LoadError(
-            f"the pretrained weights of '{arch}' could not be fetched from the hub ({type(e).__name__}). "
-            f"Check the network, pass local ones with --student-weights FILE, or train from scratch with "
-            f"--student {arch.partition('.')[0]}"
-        ) from e
-    return backbone
+            return backbone
+        try:
+            loaded: nn.Module = timm.create_model(arch, pretrained=True, num_classes=0, **options)
+        except Exception as e:  # the hub client raises many types, none of them public
+            raise LoadError(
+                f"the pretrained weights of '{arch}' could not be fetched from the hub ({type(e).__name__}). "
+                f"Check the network, pass local ones with --student-weights FILE, or train from scratch with "
+                f"--student {base}"
+            ) from e
+    return loaded
 
 
 def _feature_dim(backbone: nn.Module, spec: StudentSpec) -> int:
@@ -110,8 +128,7 @@ def _feature_dim(backbone: nn.Module, spec: StudentSpec) -> int:
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(1, 3, spec.image_size, spec.image_size))
     except (RuntimeError, AssertionError) as e:
-        reason = str(e).splitlines()[0]
-        raise UsageError(f"--image-size {spec.image_size} does not work with {spec.arch}: {reason}") from e
+        raise UsageError(f"--image-size {spec.image_size} does not work with {spec.arch}: {first_line(e)}") from e
     finally:
         backbone.train(was_training)
     if features.ndim != 2:
@@ -119,19 +136,21 @@ def _feature_dim(backbone: nn.Module, spec: StudentSpec) -> int:
     return int(features.shape[1])
 
 
-def build_student(spec: StudentSpec, *, weights: Path | None = None, pretrained: bool = False) -> Student:
-    """Build a student; its backbone starts from scratch, from `weights`, or from timm's hub weights of `spec.arch`.
+def build_student(spec: StudentSpec, *, weights: Path | None = None, pretrained: str | None = None) -> Student:
+    """Build a student; its backbone starts from scratch, from `weights`, or from timm's hub weights.
+
+    Args:
+        spec: what to build.
+        weights: local file, see `load_backbone`.
+        pretrained: timm name of `spec.arch` with the tag of the hub weights, "mobilevit_xxs.cvnets_in1k".
 
     Raises:
         UsageError: unknown architecture or unusable image size.
         LoadError: the weights cannot be read, or belong to another architecture.
     """
-    with warnings.catch_warnings():
-        # timm 1.0 maps its own deprecated aliases with a warning; the name still builds the right net
-        warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)
-        student = Student(spec)
-        if pretrained:
-            student.backbone = create_backbone(spec.arch, spec.image_size, pretrained=True)
+    student = Student(spec)
+    if pretrained is not None:
+        student.backbone = create_backbone(pretrained, spec.image_size, pretrained=True)
     if weights is not None:
         load_backbone(student.backbone, weights, spec.arch)
     return student

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from edgekit.errors import LoadError
+from edgekit.errors import LoadError, first_line
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -27,10 +26,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         return read_safetensors(path)[0]
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+    # Fed with broken files, the unpickler raises nearly anything: TypeError, IndexError, AttributeError, …
+    except Exception as e:
         raise LoadError(
-            f"{path} cannot be read as plain weights ({reason[:120]}). edgekit never unpickles code; save the "
+            f"{path} cannot be read as plain weights ({first_line(e)[:120]}). edgekit never unpickles code; save the "
             f"state_dict alone, best as .safetensors"
         ) from e
     for key in ("state_dict_ema", "state_dict", "model", "ema"):
@@ -54,5 +53,5 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             # clone: the file may be replaced while its memory map is still in use
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as e:
-        raise LoadError(f"{path} is not a readable safetensors file ({str(e).splitlines()[0]})") from e
+        raise LoadError(f"{path} is not a readable safetensors file ({first_line(e)})") from e
     return tensors, metadata

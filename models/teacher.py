@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.errors import LoadError, MissingExtraError, UsageError, did_you_mean
+from edgekit.errors import LoadError, MissingExtraError, UsageError, did_you_mean, first_line
 from edgekit.models.clip import load_clip
 from edgekit.models.prompts import class_embeddings
-from edgekit.preprocess import Preprocess
+from edgekit.preprocess import Interpolation, Preprocess
 
 
 class Teacher(Protocol):
@@ -59,16 +59,22 @@ class OpenClipTeacher:
         models = open_clip.list_models()
         if arch not in models:
             raise UsageError(
-                f"--teacher '{name}': '{arch}' is neither a file nor an open_clip architecture; {did_you_mean(arch, models)}"
+                f"--teacher '{name}': '{arch}' is neither a file nor an open_clip architecture; "
+                f"{did_you_mean(arch, models)}"
             )
-        self.model = _open_clip_model(arch, source, device)
-        self.tokenizer = open_clip.get_tokenizer(arch)
+        self.model: Any = _open_clip_model(arch, source, device)
+        try:
+            self.tokenizer = open_clip.get_tokenizer(arch)
+        except Exception as e:  # a tokenizer of the hub, whose client raises many types
+            raise LoadError(f"--teacher {name}: its tokenizer cannot be loaded ({first_line(e)[:160]})") from e
         self.name, self._device = name, device
-        visual = self.model.visual
+        visual: Any = self.model.visual
         size = visual.image_size[0] if isinstance(visual.image_size, tuple | list) else visual.image_size
         mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
         std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
-        self.preprocess = Preprocess(int(size), int(size), "bicubic", tuple(mean), tuple(std))
+        config = getattr(visual, "preprocess_cfg", {})  # SigLIP's "squash" is taken as the crop it nearly is
+        interpolation: Interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
+        self.preprocess = Preprocess(int(size), int(size), interpolation, tuple(mean), tuple(std))
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self.parameters: int | None = sum(p.numel() for p in self.model.parameters())
@@ -87,7 +93,8 @@ class OpenClipTeacher:
             return text.float()
 
         weights = class_embeddings(encode, self.tokenizer, classes, templates)
-        return weights * self.model.logit_scale.exp().float()
+        scaled: Tensor = weights * self.model.logit_scale.exp().float()
+        return scaled
 
     def fingerprint(self) -> str:
         return weights_hash(self.model)
@@ -121,9 +128,7 @@ def _open_clip_model(arch: str, source: str, device: torch.device) -> nn.Module:
                 if is_file
                 else "could not be fetched from the hub; check the network, or give a local file"
             )
-            raise LoadError(
-                f"--teacher {arch}:{source} {what} ({type(e).__name__}: {str(e).splitlines()[0][:160]})"
-            ) from e
+            raise LoadError(f"--teacher {arch}:{source} {what} ({type(e).__name__}: {first_line(e)[:160]})") from e
     frozen: nn.Module = model.eval().requires_grad_(False)
     return frozen
 
@@ -170,25 +175,42 @@ class OnnxTeacher:
             options.intra_op_num_threads = threads
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime's exception types are private
+            raise LoadError(f"--teacher {path} is not an ONNX model that runs here: {first_line(e)[:200]}") from e
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        image, shape = inputs[0], inputs[0].shape
+        square = len(shape) == 4 and shape[1] == 3 and isinstance(shape[2], int) and shape[2] == shape[3]
+        if len(inputs) != 1 or image.type != "tensor(float)" or not square:
             raise LoadError(
-                f"--teacher {path} is not an ONNX model that runs here: {str(e).splitlines()[0][:200]}"
-            ) from e
-        image = self._session.get_inputs()[0]
-        shape = image.shape
-        if len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or shape[2] != shape[3]:
-            raise LoadError(f"--teacher {path}: its input '{image.name}' is {shape}; expected (batch, 3, size, size)")
+                f"--teacher {path}: it has {len(inputs)} input(s), the first is '{image.name}' {shape} of "
+                f"{image.type}; expected one of (batch, 3, size, size), tensor(float)"
+            )
         self._input, self._fixed_batch = image.name, shape[0] if isinstance(shape[0], int) else None
         self.name, self._path = str(path), path
         # the model normalises itself; 224 → 256 is the resize that ImageNet models are evaluated with
         self.preprocess = Preprocess(shape[2], round(shape[2] / 0.875), "bilinear")
         self.parameters: int | None = None
-        self.embed_dim = int(self(torch.zeros(1, 3, shape[2], shape[2])).shape[1])
+        self._output = outputs[0].name
+        try:
+            rows = self(torch.zeros(1, 3, shape[2], shape[2]))
+        except Exception as e:  # onnxruntime's exception types are private
+            raise LoadError(f"--teacher {path} fails on a blank picture: {first_line(e)[:200]}") from e
+        if rows.ndim != 2:
+            raise LoadError(
+                f"--teacher {path}: its output '{self._output}' is {tuple(rows.shape)} for one picture; "
+                f"expected (batch, embed_dim)"
+            )
+        self.embed_dim = int(rows.shape[1])
 
     def __call__(self, images: Tensor) -> Tensor:
         pixels = images.detach().cpu().numpy().astype(np.float32)
-        step = self._fixed_batch or len(pixels)
-        rows = [self._session.run(None, {self._input: pixels[i : i + step]})[0] for i in range(0, len(pixels), step)]
-        return F.normalize(torch.from_numpy(np.concatenate(rows)).float(), dim=1)
+        count, step = len(pixels), self._fixed_batch or len(pixels)
+        if count % step:  # a fixed batch is filled up with blank pictures
+            pixels = np.concatenate([pixels, np.zeros((step - count % step, *pixels.shape[1:]), np.float32)])
+        rows = [
+            self._session.run([self._output], {self._input: pixels[i : i + step]})[0]
+            for i in range(0, len(pixels), step)
+        ]
+        return F.normalize(torch.from_numpy(np.concatenate(rows)[:count]).float(), dim=1)
 
     def class_scores(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor | None:
         return None

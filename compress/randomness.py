@@ -17,7 +17,7 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 
 
 def sample_ids(keys: Sequence[str]) -> NDArray[np.uint64]:
-    """Return a stable 64-bit identity (N,) of each sample, from its key: other samples coming or going change nothing."""
+    """Return a stable 64-bit identity (N,) of each sample, from its key alone: further samples change nothing."""
     digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 

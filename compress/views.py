@@ -79,7 +79,7 @@ def draw_views(
         ids: (N,) sample identities.
         at: seed, stream name, and epoch or view number.
     """
-    u = uniforms(at[0], at[1], at[2], ids, 12).astype(np.float32)
+    u = uniforms(at[0], at[1], at[2], ids, 12)  # float64: as float32 some would round up to 1
     views = plain_views(aspects, contract)
     boxes = views.boxes
     if config.crop_scale != (1.0, 1.0) or config.crop_ratio != (1.0, 1.0):
@@ -90,11 +90,11 @@ def draw_views(
         too_large = np.maximum(1.0, np.maximum(width, height))
         width, height = width / too_large, height / too_large
         boxes = np.stack([u[:, 2] * (1 - width), u[:, 3] * (1 - height), width, height], axis=1)
-    strength = np.array([config.brightness, config.contrast, config.saturation], np.float32)
+    strength = np.array([config.brightness, config.contrast, config.saturation])
     colours = 1 + (2 * u[:, 5:8] - 1) * strength
     side = np.sqrt(0.02 + 0.18 * u[:, 9:10]) * (u[:, 8:9] < config.erase)
     erased = np.concatenate([u[:, 10:12] * (1 - side), side, side], axis=1)
-    return Views(boxes.astype(np.float32), u[:, 4] < config.flip, colours, erased)
+    return Views(boxes.astype(np.float32), u[:, 4] < config.flip, colours.astype(np.float32), erased.astype(np.float32))
 
 
 def render(pixels: Tensor, views: Views, size: int) -> Tensor:

@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from edgekit.compress.randomness import sample_ids
 from edgekit.compress.recipe import AugmentConfig
 from edgekit.compress.views import Views, colour, draw_views
 from edgekit.data import Sample
-from edgekit.errors import DataError, LoadError
+from edgekit.errors import DataError, LoadError, first_line
 from edgekit.images import read_rgb
 from edgekit.models.teacher import Teacher
 from edgekit.models.weights import read_safetensors
@@ -34,6 +36,7 @@ from edgekit.preprocess import fit_pixels
 
 SCHEMA_VERSION = 1
 CHUNK = 32
+_UNIT_TOLERANCE = 0.02  # float16 rows are 5e-4 off; rows that nobody normalised are far off
 
 
 @dataclass(frozen=True)
@@ -136,26 +139,7 @@ def read_embeddings(path: Path, train: Sequence[Sample], val: Sequence[Sample]) 
         LoadError: not such a file.
         DataError: pictures of the data set are missing from it.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            files, embeddings = file["files"], file["embeddings"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as e:
-        raise LoadError(
-            f"--teacher-embeddings {path} cannot be read ({str(e).splitlines()[0]}); expected an .npz with "
-            f"'files' (N,) and 'embeddings' (N, views, D)"
-        ) from e
-    if embeddings.ndim == 2:
-        embeddings = embeddings[:, None]
-    if embeddings.ndim != 3 or files.shape != embeddings.shape[:1] or embeddings.shape[1] > 2:
-        raise LoadError(
-            f"--teacher-embeddings {path}: 'files' {files.shape} and 'embeddings' {embeddings.shape} do not fit; "
-            f"expected (N,) and (N, 1 or 2 views, D)"
-        )
-    if (
-        not np.isfinite(embeddings).all()
-        or not np.abs(np.linalg.norm(embeddings.astype(np.float32), axis=2) - 1).max() < 0.02
-    ):
-        raise LoadError(f"--teacher-embeddings {path}: the rows are not unit vectors; divide each by its norm")
+    files, embeddings = _read_npz(path)
     row_of = {str(name): row for row, name in enumerate(files)}
     missing = [sample.key for sample in (*train, *val) if sample.key not in row_of]
     if missing:
@@ -170,6 +154,31 @@ def read_embeddings(path: Path, train: Sequence[Sample], val: Sequence[Sample]) 
         rows[[row_of[sample.key] for sample in train]],
         rows[[row_of[sample.key] for sample in val]][:, 0],
     )
+
+
+def _read_npz(path: Path) -> tuple[NDArray[np.str_], NDArray[np.floating]]:
+    """Return `files` (N,) and `embeddings` (N, 1 or 2, D) after checking both."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            files, embeddings = file["files"], file["embeddings"]
+    # TypeError: an .npy file holds one array and is no context manager
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise LoadError(
+            f"--teacher-embeddings {path} cannot be read ({first_line(e)}); expected an .npz with "
+            f"'files' (N,) and 'embeddings' (N, views, D)"
+        ) from e
+    if embeddings.ndim == 2:
+        embeddings = embeddings[:, None]
+    fits = embeddings.ndim == 3 and files.shape == embeddings.shape[:1] and embeddings.shape[1] in (1, 2)
+    if not fits or not len(files) or files.dtype.kind != "U" or embeddings.dtype.kind != "f":
+        raise LoadError(
+            f"--teacher-embeddings {path}: 'files' {files.shape} {files.dtype} and 'embeddings' {embeddings.shape} "
+            f"{embeddings.dtype} do not fit; expected (N,) text and (N, 1 or 2 views, D) floats"
+        )
+    norms = np.linalg.norm(embeddings.astype(np.float32), axis=2)
+    if not np.abs(norms - 1).max() < _UNIT_TOLERANCE:  # so that NaN fails, too
+        raise LoadError(f"--teacher-embeddings {path}: the rows are not unit vectors; divide each by its norm")
+    return files, embeddings
 
 
 def _embed_views(
@@ -241,7 +250,7 @@ def _samples_hash(samples: Sequence[Sample]) -> str:
 
 
 def _write_store(path: Path, key: str, table: TeacherTable) -> None:
-    arrays = {"train": table.train, "val": table.val}
+    arrays: dict[str, NDArray[Any]] = {"train": table.train, "val": table.val}
     for number, view in enumerate(table.views):
         arrays |= {
             f"view{number}.boxes": view.boxes,
@@ -255,13 +264,16 @@ def _write_store(path: Path, key: str, table: TeacherTable) -> None:
 
 
 def _read_store(path: Path, key: str, name: str) -> TeacherTable:
-    tensors, metadata = read_safetensors(path)
-    header = json.loads(metadata.get("edgekit", "{}"))
-    if header.get("key") != key:
-        raise LoadError(f"the teacher store {path} is of another teacher, view set or data; delete it to make it anew")
-    arrays = {field: tensor.numpy() for field, tensor in tensors.items()}
-    views = tuple(
-        Views(*(arrays[f"view{number}.{field}"] for field in ("boxes", "flips", "colours", "erased")))
-        for number in range(header["views"])
-    )
-    return TeacherTable(name, arrays["train"], arrays["val"], views)
+    try:
+        tensors, metadata = read_safetensors(path)
+        header = json.loads(metadata["edgekit"])
+        if header["key"] != key:
+            raise LoadError("it is of another teacher, view set or data")
+        arrays = {field: tensor.numpy() for field, tensor in tensors.items()}
+        views = tuple(
+            Views(*(arrays[f"view{number}.{field}"] for field in ("boxes", "flips", "colours", "erased")))
+            for number in range(header["views"])
+        )
+        return TeacherTable(name, arrays["train"], arrays["val"], views)
+    except (LoadError, KeyError, TypeError, ValueError) as e:
+        raise LoadError(f"the teacher store {path} is damaged ({e}); delete it, and it is made anew") from e

@@ -6,6 +6,7 @@ once; its aspect is kept beside it. An evaluation picture goes through the prepr
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekit import atomic
 from edgekit.data import Sample
 from edgekit.images import ImageError, read_rgb
 from edgekit.preprocess import Preprocess, fit_pixels
@@ -126,9 +128,18 @@ def _decode(
 
 
 def _allocate(shape: tuple[int, ...], scratch: Path | None) -> NDArray[np.uint8]:
-    if int(np.prod(shape)) <= IN_MEMORY_BYTES or scratch is None:
+    size_bytes = math.prod(shape)
+    if size_bytes <= IN_MEMORY_BYTES or scratch is None:
         return np.empty(shape, np.uint8)
-    scratch.mkdir(parents=True, exist_ok=True)
-    # unlinked at once: the space is freed with the process, however it ends
-    with tempfile.TemporaryFile(dir=scratch, suffix=".pixels") as file:
-        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        # unlinked at once: the space is freed with the process, however it ends
+        with tempfile.TemporaryFile(dir=scratch, suffix=".pixels") as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, and a SIGBUS when a page is written
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+            return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+    except OSError as e:
+        raise atomic.WriteError(
+            f"cannot keep {size_bytes / 1e9:.1f} GB of decoded pictures in {scratch}: {e.strerror or e}. Choose an "
+            f"-o/--output on a larger disk, or a smaller --image-size"
+        ) from e

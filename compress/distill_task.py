@@ -130,7 +130,7 @@ class DistillTask:
             if "feature" in self._weights:
                 parts["feature"] = FEATURE_LOSSES[self.recipe.feature_loss](output.embedding, batch.teacher)
             if "response" in self._weights:
-                scores = batch.teacher @ self.data.head.weight.T + self.data.head.bias
+                scores = self.data.head(batch.teacher)
                 parts["response"] = response_loss(output.logits, scores, self.recipe.temperature)
         if "task" in self._weights:
             parts["task"] = task_loss(output.logits, batch.labels, self.recipe.label_smoothing)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 _PENALTIES = (3e-4, 1e-4, 3e-5, 1e-5)
 _VIEWS = 2  # more views of a picture add rows, not accuracy
 
@@ -28,8 +27,9 @@ class ClassHead:
     source: str
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Map unit embeddings (B, D) to logits (B, C)."""
-        return embeddings.float() @ self.weight.T + self.bias
+        """Map unit embeddings (B, D), on any device, to logits (B, C)."""
+        weight, bias = self.weight.to(embeddings.device), self.bias.to(embeddings.device)
+        return embeddings.float() @ weight.T + bias
 
 
 def fit_probe(embeddings: Tensor, labels: Tensor, num_classes: int, *, seed: int = 0) -> ClassHead:
@@ -60,7 +60,8 @@ def _solve(x: Tensor, y: Tensor, num_classes: int, penalty: float, start: ClassH
     rows, targets = x.flatten(0, 1), y.repeat_interleave(x.shape[1])
     weight = start.weight.clone() if start else torch.zeros(num_classes, x.shape[2])
     bias = start.bias.clone() if start else torch.zeros(num_classes)
-    weight.requires_grad_(), bias.requires_grad_()
+    weight.requires_grad_()
+    bias.requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, tolerance_change=1e-6, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -70,5 +71,5 @@ def _solve(x: Tensor, y: Tensor, num_classes: int, penalty: float, start: ClassH
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     return ClassHead(weight.detach(), bias.detach(), "linear probe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from edgekit import atomic
+from edgekit.compress.display import Display, Silent
 from edgekit.compress.ema import Ema
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.run_folder import RunFolder
 from edgekit.compress.schedule import factor
-from edgekit.errors import EdgekitError, LoadError, UsageError
+from edgekit.errors import EdgekitError, LoadError, UsageError, first_line
 
 STEPS_PER_ROW = 50
 
@@ -47,34 +49,6 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]: ...
 
     def save(self, path: Path, model: nn.Module) -> None: ...
-
-
-class Display(Protocol):
-    """Where progress goes: a terminal, or nowhere."""
-
-    def start(self, epochs: int, steps_per_epoch: int) -> None: ...
-
-    def step(self, epoch: int, images: int, loss: float) -> None: ...
-
-    def epoch(self, row: Mapping[str, Any]) -> None: ...
-
-    def finish(self) -> None: ...
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def start(self, epochs: int, steps_per_epoch: int) -> None:
-        """Ignore."""
-
-    def step(self, epoch: int, images: int, loss: float) -> None:
-        """Ignore."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """Ignore."""
-
-    def finish(self) -> None:
-        """Ignore."""
 
 
 class DivergedError(EdgekitError):
@@ -115,7 +89,7 @@ def fit(
         resume: continue after the last finished epoch of this run folder.
 
     Raises:
-        DivergedError: the loss became NaN or infinite; the best checkpoint so far stays.
+        DivergedError: loss or gradient became NaN or infinite; the best checkpoint so far stays.
         LoadError: `resume` and the state cannot be read.
     """
     return _Fit(task, config, run, display or Silent()).run(resume=resume)
@@ -136,7 +110,7 @@ def pick_device(config: FitConfig) -> torch.device:
 
 
 def parameter_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    """Split the parameters into decayed and not: with `decay_matrices_only`, vectors (biases, norms) are not decayed."""
+    """Split the parameters into decayed and not; `decay_matrices_only` leaves vectors (biases, norms) undecayed."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not config.decay_matrices_only:
         return [{"params": trained, "weight_decay": config.weight_decay}]
@@ -195,9 +169,10 @@ class _Fit:
         sums: dict[str, float] = {}
         images, group_started, group_images = 0, time.perf_counter(), 0
         lr = 0.0
+        history = [row[self.task.metric] for row in self.result.rows if self.task.metric in row]
         for step, batch in enumerate(self.task.batches(epoch, self.device)):
             at = epoch - 1 + step / self.task.steps_per_epoch
-            lr = self.config.lr * factor(self.config.schedule, at, self.config.epochs)
+            lr = self.config.lr * factor(self.config.schedule, at, self.config.epochs, history)
             parts, grad_norm = self._step(batch, lr, (epoch - 1) * self.task.steps_per_epoch + step)
             count = self.task.batch_length(batch)
             images, group_images = images + count, group_images + count
@@ -225,21 +200,27 @@ class _Fit:
         torch.manual_seed(self.config.seed * 1_000_003 + global_step)
         with self.accelerator.autocast():
             losses = self.task.loss(self.model, batch)
-        total = losses["loss"]
-        if not torch.isfinite(total):
-            values = ", ".join(f"{k} {float(v):.4g}" for k, v in losses.items() if not k.startswith("_"))
-            raise DivergedError(
-                f"the loss became {float(total)} at step {global_step + 1} ({values}; lr {lr:.3g}). The best "
-                f"checkpoint so far stays in {self.folder.path}. Lower --lr, or set clip_norm in the recipe"
-            )
-        self.accelerator.backward(total)
+        parts = {name: float(value.detach()) for name, value in losses.items()}
+        self._check_finite("loss", parts["loss"], parts, global_step)
+        self.accelerator.backward(losses["loss"])
         limit = self.config.clip_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        self._check_finite("gradient's norm", norm, parts, global_step)  # before it reaches the weights
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.accelerator.unwrap_model(self.model))
-        return {name: float(value.detach()) for name, value in losses.items()}, float(norm)
+        return parts, norm
+
+    def _check_finite(self, what: str, value: float, parts: Mapping[str, float], global_step: int) -> None:
+        if math.isfinite(value):
+            return
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in parts.items() if not k.startswith("_"))
+        best = f"of epoch {self.result.best_epoch}" if self.result.best_epoch else "that there was not yet"
+        raise DivergedError(
+            f"the {what} became {value} at step {global_step + 1} ({shown}). The best checkpoint, {best}, stays in "
+            f"{self.folder.path}. Lower --lr, or set clip_norm in the recipe"
+        )
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         model = self.evaluated.eval()
@@ -269,13 +250,15 @@ class _Fit:
             "best": self.result.best,
             "best_epoch": self.result.best_epoch,
         }
-        with atomic.atomic_path(self.folder.state_path) as temporary:
-            torch.save(state, temporary)
+        buffer = io.BytesIO()  # not straight to the disk: torch hides a full one behind a RuntimeError of its own
+        torch.save(state, buffer)
+        atomic.write_bytes(self.folder.state_path, buffer.getvalue())
 
     def _load_state(self) -> None:
         path = self.folder.state_path
         if not path.is_file():
-            return  # killed before the first epoch ended: start over
+            self.folder.keep_metrics(0)  # killed before the first epoch ended: start over
+            return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
@@ -283,9 +266,16 @@ class _Fit:
             if self.ema is not None:
                 self.ema.model.load_state_dict(state["ema"])
                 self.ema.steps = state["ema_steps"]
-        except (RuntimeError, KeyError, ValueError, EOFError, OSError) as e:
-            raise LoadError(f"{path} cannot be resumed from: {str(e).splitlines()[0]}") from e
-        self.first_epoch = state["epoch"] + 1
-        self.result.best, self.result.best_epoch = state["best"], state["best_epoch"]
+            self.first_epoch = state["epoch"] + 1
+            self.result.best, self.result.best_epoch = state["best"], state["best_epoch"]
+        # fed with another run's or a broken file, torch raises nearly anything
+        except Exception as e:
+            raise LoadError(
+                f"{path} cannot be resumed from: {first_line(e)}. Give the settings it was trained with, or start "
+                f"over with --overwrite"
+            ) from e
         self.folder.keep_metrics(state["epoch"])
         self.result.rows = [row for row in self.folder.read_metrics() if row["kind"] == "epoch"]
+        self.result.last = next(
+            (row[self.task.metric] for row in reversed(self.result.rows) if self.task.metric in row), math.nan
+        )

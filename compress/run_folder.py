@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,21 +35,20 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.facts_path = path / "run.json"
         self.metrics_path = path / "metrics.jsonl"
         self.state_path = path / "last" / "state.pt"
         self.plots = path / "plots"
 
     def create(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Write config.yaml and run.json."""
-        self.path.mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         self.update_facts(facts)
 
     def update_facts(self, facts: Mapping[str, Any]) -> None:
         """Merge `facts` into run.json."""
-        path = self.path / "run.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else environment()
-        atomic.write_json(path, {**known, **facts})
+        known = self.facts() if self.facts_path.is_file() else environment()
+        atomic.write_json(self.facts_path, {**known, **facts})
 
     def facts(self) -> dict[str, Any]:
         """Read run.json.
@@ -56,7 +56,7 @@ class RunFolder:
         Raises:
             LoadError: not there, or not JSON.
         """
-        path = self.path / "run.json"
+        path = self.facts_path
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
@@ -66,20 +66,27 @@ class RunFolder:
         return content
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row to metrics.jsonl, flushed at once."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        """Append one row to metrics.jsonl, flushed at once.
+
+        Raises:
+            WriteError: the disk is full, or the folder is gone.
+        """
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(row)) + "\n")
+        except OSError as e:
+            raise atomic.WriteError(
+                f"cannot write {self.metrics_path}: {e.strerror or e}. Make room, then continue with --resume"
+            ) from e
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; a half-written last line (the process was killed) is left out."""
         if not self.metrics_path.is_file():
             return []
         rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
+        for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
                 rows.append(json.loads(line))
-            except ValueError:
-                continue
         return rows
 
     def keep_metrics(self, epoch: int) -> None:

@@ -1,0 +1,34 @@
+"""Where the progress of training goes: a terminal (`edgekit.compress.progress`), or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Display(Protocol):
+    """Where progress goes: a terminal, or nowhere."""
+
+    def start(self, epochs: int, steps_per_epoch: int) -> None: ...
+
+    def step(self, epoch: int, images: int, loss: float) -> None: ...
+
+    def epoch(self, row: Mapping[str, Any]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def start(self, epochs: int, steps_per_epoch: int) -> None:
+        """Ignore."""
+
+    def step(self, epoch: int, images: int, loss: float) -> None:
+        """Ignore."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Ignore."""
+
+    def finish(self) -> None:
+        """Ignore."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgekit.compress.losses import FeatureLoss
 from edgekit.compress.schedule import ScheduleConfig
 from edgekit.errors import UsageError, did_you_mean
 
 _Model = TypeVar("_Model", bound=BaseModel)
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AugmentConfig(_Frozen):
@@ -26,7 +27,7 @@ class AugmentConfig(_Frozen):
 
     Attributes:
         crop_scale: smallest and largest share of the picture's area that a crop keeps; (1, 1) is no crop.
-        crop_ratio: smallest and largest width/height of a crop, relative to the picture's own.
+        crop_ratio: smallest and largest width/height of a crop, in pixels; 1 is square.
         flip: probability of a horizontal flip.
         brightness, contrast, saturation: factors are drawn from [1 − x, 1 + x].
         erase: probability that a rectangle of 2–20 % of the area is set to the mean (student only).
@@ -39,6 +40,14 @@ class AugmentConfig(_Frozen):
     contrast: float = Field(default=0.0, ge=0, lt=1)
     saturation: float = Field(default=0.0, ge=0, lt=1)
     erase: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> AugmentConfig:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale {list(self.crop_scale)}: needed is 0 < smallest <= largest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {list(self.crop_ratio)}: needed is 0 < smallest <= largest")
+        return self
 
 
 class FitConfig(_Frozen):
@@ -63,12 +72,12 @@ class FitConfig(_Frozen):
     batch_size: int = Field(default=32, ge=1)
     lr: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     decay_matrices_only: bool = False
     schedule: ScheduleConfig = ScheduleConfig(name="cosine")
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     clip_norm: float = Field(default=0.0, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
@@ -101,6 +110,12 @@ class Recipe(_Frozen):
     init_classifier: bool = False
     augment: AugmentConfig = AugmentConfig()
     fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Recipe:
+        if self.alpha == self.beta == self.gamma == 0:
+            raise ValueError("alpha, beta and gamma are all 0: there is no loss; set at least one")
+        return self
 
     @property
     def needs_teacher(self) -> bool:
@@ -153,12 +168,29 @@ def validate(model: type[_Model], values: Mapping[str, Any], what: str) -> _Mode
     try:
         return model.model_validate(values)
     except ValidationError as e:
-        lines = [f"  {'.'.join(str(p) for p in error['loc'])}: {error['msg']}" + _given(error) for error in e.errors()]
+        lines = [f"  {_place(error)}{error['msg']}{_given(model, error)}" for error in e.errors()]
         raise UsageError(f"{what} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from e
 
 
-def _given(error: Any) -> str:
-    return "" if error["type"] in ("extra_forbidden", "missing") else f" (given: {error['input']!r})"
+def _place(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place}: " if place else ""
+
+
+def _given(model: type[BaseModel], error: Any) -> str:
+    """Return what ends an error's line: the value given, or for an unknown name the nearest known one."""
+    if error["type"] == "extra_forbidden":
+        *path, name = error["loc"]
+        return f"; {did_you_mean(str(name), _fields_at(model, path))}"
+    return "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    for part in path:
+        inner = model.model_fields[str(part)].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel), "only settings models forbid unknown names"
+        model = inner
+    return list(model.model_fields)
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +198,9 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, Mapping):
-            merged[key] = _merge(merged.get(key) or {}, value)
+            below = merged.get(key)
+            if below is None or isinstance(below, Mapping):  # else it is wrong, and `validate` says so
+                merged[key] = _merge(below or {}, value)
         elif value is not None:
             merged[key] = value
     return merged

@@ -30,6 +30,7 @@ from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, check_arch, student_preprocess
 from edgekit.models.teacher import Teacher, load_teacher
 from edgekit.models.teacher_record import TEACHER_FILE, TeacherRecord
+from edgekit.preprocess import Preprocess
 from edgekit.terminal import Terminal, human_bytes, human_count, percent
 
 STORE_SCALE = 1.25
@@ -83,6 +84,8 @@ class DistillConfig:
                 "no teacher given: pass --teacher ARCH:TAG, --teacher FILE.onnx or --teacher-embeddings FILE.npz; "
                 "or train without one with --alpha 0 --beta 0"
             )
+        if given and not self.recipe.needs_teacher:
+            raise UsageError(f"{given[0]} is given, but with --alpha 0 --beta 0 nothing learns from it; leave it out")
         check_arch(self.student)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,24 +115,23 @@ def distill(
         refuse_existing(config.output, overwrite=overwrite)
     run = RunFolder(config.output)
     dataset = load_dataset(config.data, val_fraction=config.val_fraction, seed=config.recipe.fit.seed)
-    # built before the pictures are read: a wrong image size shows in a second, not after minutes
     contract = student_preprocess(config.student, config.image_size)
+    # tried before the pictures are read: a wrong image size or teacher shows in seconds, not after minutes
+    build_student(_spec(config, dataset, contract, 1), weights=config.student_weights)
+    device = pick_device(config.recipe.fit)
+    teacher = load_teacher(config.teacher, device) if config.teacher else None
     train, val, dataset = _decode(config, dataset, contract, terminal)
-    teacher, table = _teach(config, train, val, terminal)
+    table = _teach(config, teacher, train, val, terminal)
     head = _class_head(config, teacher, table, train, dataset)
     torch.manual_seed(config.recipe.fit.seed)
-    spec = StudentSpec(
-        config.student.partition(".")[0],
-        table.embed_dim if table is not None else DEFAULT_EMBED_DIM,
-        dataset.classes,
-        contract,
-    )
-    student = build_student(spec, weights=config.student_weights, pretrained="." in config.student)
+    spec = _spec(config, dataset, contract, table.embed_dim if table is not None else DEFAULT_EMBED_DIM)
+    tagged = config.student if "." in config.student else None
+    student = build_student(spec, weights=config.student_weights, pretrained=tagged)
     if config.recipe.init_classifier and head is not None:
         _start_from_teacher(student, head)
     teacher_facts = _describe_teacher(config, teacher, table, head, val)
     student_facts = _describe_student(student)
-    if not resume or not run.path.exists():
+    if not resume or not run.facts_path.is_file():
         _clear(run)
         run.create(config.to_dict(), {"seed": config.recipe.fit.seed, "data": _data_facts(dataset, train, val)})
     run.update_facts({"teacher": teacher_facts, "student": student_facts})
@@ -142,8 +144,12 @@ def distill(
     return _summarise(run, task, result, terminal)
 
 
+def _spec(config: DistillConfig, dataset: ImageDataset, contract: Preprocess, embed_dim: int) -> StudentSpec:
+    return StudentSpec(config.student.partition(".")[0], embed_dim, dataset.classes, contract)
+
+
 def _decode(
-    config: DistillConfig, dataset: ImageDataset, contract: Any, terminal: Terminal
+    config: DistillConfig, dataset: ImageDataset, contract: Preprocess, terminal: Terminal
 ) -> tuple[PixelStore, PixelStore, ImageDataset]:
     scratch = config.output.parent
     with terminal.bar("reading pictures", len(dataset.train) + len(dataset.val)) as advance:
@@ -158,22 +164,20 @@ def _decode(
 
 
 def _teach(
-    config: DistillConfig, train: PixelStore, val: PixelStore, terminal: Terminal
-) -> tuple[Teacher | None, TeacherTable | None]:
+    config: DistillConfig, teacher: Teacher | None, train: PixelStore, val: PixelStore, terminal: Terminal
+) -> TeacherTable | None:
     recipe = config.recipe
-    if not recipe.needs_teacher:
-        return None, None
     if config.teacher_embeddings is not None:
-        return None, read_embeddings(config.teacher_embeddings, train.samples, val.samples)
-    assert config.teacher is not None
-    teacher = load_teacher(config.teacher, pick_device(recipe.fit))
+        return read_embeddings(config.teacher_embeddings, train.samples, val.samples)
+    if teacher is None:
+        return None
     plan = TeachPlan(train.samples, train.aspects, val.samples, recipe.augment, recipe.views, recipe.fit.seed)
     cache = config.teacher_cache or config.output.parent / "teacher-store"
     views = recipe.views or 2
     with terminal.bar(
         f"teacher embeds {views} views of each picture", len(train.samples) + len(val.samples)
     ) as advance:
-        return teacher, teach(teacher, plan, cache, advance=advance)
+        return teach(teacher, plan, cache, advance=advance)
 
 
 def _class_head(
@@ -288,8 +292,8 @@ def _summarise(run: RunFolder, task: DistillTask, result: FitResult, terminal: T
         plot_run(result.rows, run.plots / "training.png", teacher_acc=teacher_acc, title=str(run.path))
     terminal.heading("Summary")
     terminal.say(
-        f"student  {percent(result.best)} val accuracy at epoch {result.best_epoch} (last epoch {percent(result.last)}), "
-        f"n = {len(task.data.val.samples)}"
+        f"student  {percent(result.best)} val accuracy at epoch {result.best_epoch} "
+        f"(last epoch {percent(result.last)}), n = {len(task.data.val.samples)}"
     )
     if teacher:
         gap = 100 * (result.best - teacher["val_acc"])
@@ -299,7 +303,8 @@ def _summarise(run: RunFolder, task: DistillTask, result: FitResult, terminal: T
         )
     if summary["compression"]:
         terminal.say(
-            f"size     {human_count(student['parameters'])} parameters, {summary['compression']:.1f}× fewer than the teacher"
+            f"size     {human_count(student['parameters'])} parameters, "
+            f"{summary['compression']:.1f}× fewer than the teacher"
         )
     terminal.say(f"run      {run.path}  ({result.seconds:.0f} s of training)")
     return DistillSummary(result, run.facts())

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli.config_file import config_option
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
 from edgekit.terminal import print_json
 
@@ -51,20 +52,16 @@ from edgekit.terminal import print_json
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--device", help="auto, cpu, mps or cuda.")
 @click.option("--teacher-store", type=EXISTING, help="Folder that keeps teacher embeddings between runs.")
-@click.option("--config", "config_file", type=EXISTING, help="YAML with any of these options; flags win.")
+@config_option
 @click.option("--resume", is_flag=True, help="Continue the run in --output after its last finished epoch.")
 @output_options("runs/distill", "Run folder")
 @talk_options
-@click.pass_context
-def distill(ctx: click.Context, **options: Any) -> None:
+def distill(**options: Any) -> None:
     """Train a student from a frozen teacher.
 
     The loss is α·feature + β·response + γ·task. The teacher embeds every picture once; the student trains from that.
     The best checkpoint by validation accuracy, the metrics and the plots go to the run folder.
     """
-    from edgekit.cli.config_file import merge_config
-
-    options = merge_config(ctx, options)
     terminal = make_terminal(options["quiet"], options["verbose"])
 
     from edgekit.compress.distill import DistillConfig

@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import click
@@ -95,8 +94,3 @@ def run(args: list[str]) -> int:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code
     return result if isinstance(result, int) else 0
-
-
-def version() -> str:
-    """Return edgekit's version."""
-    return metadata.version("edgekit")

@@ -96,7 +96,7 @@ class OnnxGraph:
         """Make a node with one output, named `output` or freshly; it still has to be put in place."""
         from onnx import helper
 
-        name = self.fresh(f"{stem}/{kind}")
+        name = self.fresh(f"{stem}.{kind}")
         domain = attributes.pop("domain", "")
         return helper.make_node(kind, list(inputs), [output or name], name=name, domain=domain, **attributes)
 

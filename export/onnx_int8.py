@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.errors import MissingExtraError
 from edgekit.export.calibration import Observe, Run, collect
 from edgekit.export.onnx import save_onnx
-from edgekit.export.onnx_graph import OnnxGraph, of_kind
+from edgekit.export.onnx_graph import OnnxGraph, attribute, of_kind
 from edgekit.export.onnx_qdq import QdqWriter
 from edgekit.export.onnx_surgery import Product, Shapes, fuse_silu, open_attention
 from edgekit.export.ranges import RangeConfig
@@ -32,13 +32,14 @@ class Int8Config:
         thin_channels: convolutions at the start of the net stay float as long as they make at most this many channels
             and read at most this many numbers for each; the first always stays.
         float_layers: names of further nodes that stay float.
-        attention_tokens: quantize the products of attentions over at least this many tokens; 0 for none.
+        attention_tokens: quantize the two products of attentions over at least this many tokens whose heads are at
+            least `onnx_surgery.MIN_HEAD_DIM` wide; 0 for none.
     """
 
     ranges: RangeConfig = field(default_factory=RangeConfig)
     thin_channels: int = 64
     float_layers: tuple[str, ...] = ()
-    attention_tokens: int = 0
+    attention_tokens: int = 128
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class QuantReport:
 
     Attributes:
         quantized: number of nodes by operator.
+        weight_only: names of the layers whose weights are int8 and whose arithmetic is float.
         float_nodes: names of the convolutions and matrix products that stay float.
         images: number of calibration images.
         always_zero: activations that were never anything but zero.
     """
 
     quantized: Mapping[str, int]
+    weight_only: tuple[str, ...]
     float_nodes: tuple[str, ...]
     images: int
     always_zero: tuple[str, ...]
@@ -85,28 +88,43 @@ def quantize_onnx(
     graph = OnnxGraph.read(float_path)
     del graph.model.graph.value_info[:]
     fuse_silu(graph)
-    products = open_attention(graph, tensor_shapes(graph), config.attention_tokens) if config.attention_tokens else []
-    layers, left = choose(graph, config)
+    shapes = tensor_shapes(graph)
+    products = open_attention(graph, shapes, config.attention_tokens) if config.attention_tokens else []
+    layers, weights, left = choose(graph, config, shapes)
     statistics = collect(activation_runner(graph, activations_of(graph, layers, products)), batches)
     ranges = {**statistics.ranges(config.ranges), **{entry.name: PIXEL_RANGE for entry in graph.model.graph.input}}
     counts = Counter(node.op_type for node in graph.nodes if node.name in layers)
-    QdqWriter(graph, ranges).write(layers, products)
-    save_onnx(graph.model, out)
     counts.update({"MatMul": len(products)} if products else {})
-    return QuantReport(dict(counts), left, statistics.images, statistics.always_zero)
+    QdqWriter(graph, ranges).write(layers, weights, products)
+    save_onnx(graph.model, out)
+    return QuantReport(dict(counts), tuple(sorted(weights)), left, statistics.images, statistics.always_zero)
 
 
-def choose(graph: OnnxGraph, config: Int8Config) -> tuple[set[str], tuple[str, ...]]:
-    """Return the names of the layers to quantize, and of those that stay float.
+def choose(graph: OnnxGraph, config: Int8Config, shapes: Shapes) -> tuple[set[str], set[str], tuple[str, ...]]:
+    """Return the names of the layers to quantize, of those whose weights alone are, and of those that stay float.
 
-    The first convolution decides most of the error and has few products. The thin ones after it gain nothing: their
-    int8 kernels wait for memory like the float ones, and each would add a conversion to and from 8 bits.
+    The first convolution decides much of the error and has few products. The thin ones after it gain nothing: their
+    int8 kernels wait for memory like the float ones, and each would add a conversion to and from 8 bits. Heads read
+    one row per image: they take no time, and rounding the pooled features costs more accuracy than all the rest.
     """
-    layers = [n for n in of_kind(graph.nodes, "Conv", "Gemm") if n.input[1] in graph.constants]
+    layers = [node for node in of_kind(graph.nodes, "Conv", "Gemm") if _is_constant(graph, node)]
     thin = [_is_thin(graph, node, config.thin_channels) for node in layers[1:]]
     leading = 1 + (thin.index(False) if False in thin else len(thin))
     stay = {node.name for node in layers[:leading]} | set(config.float_layers)
-    return {n.name for n in layers if n.name not in stay}, tuple(n.name for n in layers if n.name in stay)
+    rest = [node for node in layers if node.name not in stay]
+    batch = graph.model.graph.input[0].type.tensor_type.shape.dim[0]
+    rows = batch.dim_param or batch.dim_value
+    heads = {node.name for node in of_kind(rest, "Gemm") if shapes[node.output[0]][0] == rows}
+    return {node.name for node in rest} - heads, heads, tuple(n.name for n in layers if n.name in stay)
+
+
+def _is_constant(graph: OnnxGraph, node: Any) -> bool:
+    """Return whether a Conv or Gemm is x W + b with constant W (and b, one number per output)."""
+    plain = node.op_type == "Conv" or (
+        attribute(node, "transA", 0) == 0 and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+    )
+    bias = [graph.constants.get(name) for name in node.input[2:] if name]
+    return plain and node.input[1] in graph.constants and all(b is not None and len(b.dims) == 1 for b in bias)
 
 
 def _is_thin(graph: OnnxGraph, node: Any, channels: int) -> bool:

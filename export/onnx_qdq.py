@@ -40,8 +40,10 @@ class QdqWriter:
     _constants: dict[tuple[str, Code], list[str]] = field(default_factory=dict)
     _nodes: list[Any] = field(default_factory=list)
 
-    def write(self, layers: Collection[str], products: Collection[Product] = ()) -> None:
-        """Quantize the Conv (inputs and output) and Gemm (inputs) named `layers`, and the `products`."""
+    def write(self, layers: Collection[str], weights: Collection[str] = (), products: Collection[Product] = ()) -> None:
+        """Quantize the Conv (inputs and output) and Gemm (inputs) named `layers`, only the weights of those named
+        `weights`, and the `products`.
+        """
         by_name = {product.name: product for product in products}
         gates = {gate: (p.sources[i], CODES[i]) for p in products for i, gate in enumerate(p.gates) if gate != p.name}
         for node in list(self.graph.nodes):
@@ -50,6 +52,8 @@ class QdqWriter:
                 continue
             if node.name in layers:
                 self._linear(node)
+            elif node.name in weights:
+                self._weight_only(node)
             elif node.name in gates:
                 node.input[0] = self._codes(*gates[node.name])
                 self._nodes.append(node)
@@ -83,16 +87,27 @@ class QdqWriter:
     def _linear(self, node: Any) -> None:
         x = node.input[0]
         node.input[0] = self._activation(x, "uint8")
-        axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
         bias = self.graph.array(node.input[2]).astype(np.float64) if len(node.input) > 2 and node.input[2] else None
-        weight = self.graph.array(node.input[1]).astype(np.float64)
-        scale = _weight_scale(weight, axis, self._step(x), bias)
-        node.input[1] = self._weight(node.input[1], weight, scale, axis)
+        scale = self._weight(node, self._step(x), bias)
         if bias is not None:
-            node.input[2] = self._bias(node.input[2], bias, scale * self._step(x))
+            scale = scale * self._step(x)
+            node.input[2] = self._dequantized(node.input[2], np.rint(bias / scale).astype(np.int32), scale, 0)
         self._nodes.append(node)
         if node.op_type == "Conv":
             self._activation(node.output[0], "uint8")
+
+    def _weight_only(self, node: Any) -> None:
+        self._weight(node)
+        self._nodes.append(node)
+
+    def _weight(self, node: Any, input_step: float = 1.0, bias: NDArray[np.float64] | None = None) -> NDArray[Any]:
+        """Let `node` read int8 weights; return their scale per output channel, float64."""
+        axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
+        weight = self.graph.array(node.input[1]).astype(np.float64)
+        scale = _weight_scale(weight, axis, input_step, bias)
+        codes = np.clip(np.rint(weight / _along(scale, weight.ndim, axis)), -127, 127).astype(np.int8)
+        node.input[1] = self._dequantized(node.input[1], codes, scale, axis)
+        return scale
 
     def _activation(self, name: str, code: Code) -> str:
         """Return the name of `name` after a quantize/dequantize pair; one pair serves all readers."""
@@ -112,8 +127,8 @@ class QdqWriter:
             info = np.iinfo(code)
             zero = np.clip(np.rint(info.min - low / step), info.min, info.max).astype(code)
             self._constants[name, code] = [
-                self.graph.constant(f"{name}/scale", np.array(step, np.float32)),
-                self.graph.constant(f"{name}/zero_point", np.array(zero)),
+                self.graph.constant(f"{name}.scale", np.array(step, np.float32)),
+                self.graph.constant(f"{name}.zero_point", np.array(zero)),
             ]
         return self._constants[name, code]
 
@@ -121,29 +136,27 @@ class QdqWriter:
         low, high = self.ranges[name]
         return float(np.float32((high - low) / 255))
 
-    def _weight(self, stem: str, weight: NDArray[np.float64], scale: NDArray[np.float64], axis: int) -> str:
-        codes = np.clip(np.rint(weight / _along(scale, weight.ndim, axis)), -127, 127).astype(np.int8)
-        return self._dequantized(stem, codes, scale, axis)
-
-    def _bias(self, stem: str, bias: NDArray[np.float64], scale: NDArray[np.float64]) -> str:
-        return self._dequantized(stem, np.rint(bias / scale).astype(np.int32), scale, 0)
-
     def _dequantized(self, stem: str, codes: NDArray[Any], scale: NDArray[np.float64], axis: int) -> str:
         names = [
-            self.graph.constant(f"{stem}/{codes.dtype}", codes),
-            self.graph.constant(f"{stem}/scale", scale.astype(np.float32)),
-            self.graph.constant(f"{stem}/zero_point", np.zeros(len(scale), codes.dtype)),
+            self.graph.constant(f"{stem}.codes", codes),
+            self.graph.constant(f"{stem}.scale", scale.astype(np.float32)),
         ]
+        if codes.dtype == np.int8:  # none means zero too, but ONNX Runtime 1.31 then takes kernels half as fast
+            names.append(self.graph.constant(f"{stem}.zero_point", np.zeros(len(scale), np.int8)))
         node = self.graph.node("DequantizeLinear", names, stem, axis=axis)
+        node.name = ""  # nothing asks for it, and 170 names make the file 1 % bigger
         self._nodes.append(node)
         return str(node.output[0])
 
     def _share(self) -> None:
-        """Let every reader of a rounded tensor read it after its pair: an int8 Add needs both its inputs rounded."""
-        rounded = {name: pair for (name, code), pair in self._pairs.items() if code == "uint8"}
+        """Let every later reader of a rounded tensor read it after its pair: an int8 Add needs both inputs rounded."""
+        sources = {pair: name for (name, code), pair in self._pairs.items() if code == "uint8"}
+        rounded: dict[str, str] = {}
         for node in self._nodes:
             if node.op_type != "QuantizeLinear":
                 node.input[:] = [rounded.get(name, name) for name in node.input]
+            if node.output[0] in sources:
+                rounded[sources[node.output[0]]] = node.output[0]
 
 
 def _weight_scale(

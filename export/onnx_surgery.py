@@ -10,6 +10,9 @@ import numpy as np
 
 from edgekit.export.onnx_graph import CONTRIB, OnnxGraph, attribute
 
+MIN_HEAD_DIM = 32
+"""Narrower heads have fewer products than their softmax has conversions: measured, int8 gains nothing there."""
+
 Shapes = Mapping[str, Sequence[int | str | None]]
 """Shape of each tensor; a free batch is a string or None."""
 
@@ -82,15 +85,17 @@ def open_attention(graph: OnnxGraph, shapes: Shapes, min_tokens: int) -> list[Pr
 def _can_be_opened(node: Any, shapes: Shapes, min_tokens: int) -> bool:
     shape = shapes.get(node.input[0], ())
     plain = len(node.input) == 3 and len(node.output) == 1 and attribute(node, "scale") == 1.0
-    tokens = shape[1] if len(shape) == 3 else None
-    return plain and isinstance(tokens, int) and tokens >= min_tokens
+    tokens, width = shape[1:] if len(shape) == 3 else (None, None)
+    if not (plain and isinstance(tokens, int) and isinstance(width, int)):
+        return False
+    return tokens >= min_tokens and width >= MIN_HEAD_DIM * int(attribute(node, "q_num_heads"))
 
 
 def _open_one(graph: OnnxGraph, node: Any, shapes: Shapes, nodes: list[Any]) -> list[Product]:
     stem, heads = node.name, attribute(node, "q_num_heads")
     tokens, width = shapes[node.input[0]][1:]
-    split = graph.constant(f"{stem}/split", np.array([-1, tokens, heads, int(width or 0) // heads]))
-    merge = graph.constant(f"{stem}/merge", np.array([-1, tokens, width]))
+    split = graph.constant(f"{stem}.split", np.array([-1, tokens, heads, int(width or 0) // heads]))
+    merge = graph.constant(f"{stem}.merge", np.array([-1, tokens, width]))
     parts, gates = [], []
     for name, perm in zip(node.input, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True):
         nodes.append(graph.node("Reshape", [name, split], stem))

@@ -7,8 +7,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from whole_path_for_tests import WholePath
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -55,3 +59,11 @@ def without_root() -> Callable[[], AbstractContextManager[None]]:
             os.seteuid(0)
 
     return ordinary_user
+
+
+@pytest.fixture(scope="session")
+def whole_path(tmp_path_factory: pytest.TempPathFactory) -> WholePath:
+    """Return a trained student with its run folder, bundle and bench, made once by the demo's own code."""
+    from whole_path_for_tests import make_whole_path
+
+    return make_whole_path(tmp_path_factory.mktemp("whole-path"))

@@ -13,7 +13,7 @@ from edgekit.errors import LoadError
 from edgekit.export.audit_record import DYNAMIC, INT8, Audit, RuntimeAudit, StoredPrecision
 from edgekit.export.contained import call_contained
 from edgekit.export.parity import Precision
-from edgekit.export.runtimes import FORMATS, Format, format_of
+from edgekit.export.runtimes import Format, format_of
 
 AUDIT_TIMEOUT_S = 300.0
 """A minute would do for 2 GB on an idle machine."""
@@ -142,8 +142,14 @@ def check_precision(path: Path, claimed: Precision) -> tuple[str, ...]:
     Raises as `audit`, and LoadError where ONNX Runtime rejects the file.
     """
     found = audit(path)
+    needs_runtime = claimed == "int8" and found.format == "onnx" and marked_products(found)
+    return precision_reasons(found, audit_runtime(path) if needs_runtime else None, claimed)
+
+
+def precision_reasons(found: Audit, runtime: RuntimeAudit | None, claimed: Precision) -> tuple[str, ...]:
+    """Return what `check_precision` returns, from audits that were made already; no runtime's is None."""
     if claimed == "int8":
-        return _int8_reasons(found, path)
+        return _int8_reasons(found, runtime)
     if found.precision != claimed:
         return (_storage_reason(found, claimed),)
     by_dtype = found.macs_by_dtype()
@@ -155,17 +161,14 @@ def check_precision(path: Path, claimed: Precision) -> tuple[str, ...]:
     return ()
 
 
-def _int8_reasons(found: Audit, path: Path) -> tuple[str, ...]:
+def _int8_reasons(found: Audit, runtime: RuntimeAudit | None) -> tuple[str, ...]:
     if found.precision not in ("int8", "int8-dynamic", "int8-weights"):
         return (_storage_reason(found, "int8"),)
-    if found.format == "coreml":
-        return ()
-    if found.precision == "int8-weights":
+    if found.precision == "int8-weights" and found.format != "coreml":
         return ("it claims int8, but only its weights are 8-bit: its products are computed in float",)
-    if found.format != "onnx":
+    if runtime is None or runtime.integer_products is None:
         return ()
-    marked = marked_products(found)
-    kernels = audit_runtime(path).integer_products or 0
+    marked, kernels = marked_products(found), runtime.integer_products
     if 2 * kernels < marked:
         return (f"it claims int8, but ONNX Runtime computes only {kernels} of its {marked} 8-bit products in integers",)
     return ()
@@ -201,14 +204,13 @@ def _check_content(path: Path, form: Format) -> None:
     Raises:
         LoadError: naming both.
     """
-    assert form in FORMATS
-    if path.is_dir() != (form == "coreml"):
-        kind = "a folder" if path.is_dir() else "a file"
-        raise LoadError(
-            f"{path} is {kind}; an artifact with this suffix is {'a folder' if form == 'coreml' else 'a file'}"
-        )
-    if path.is_dir():
+    if form == "coreml" or path.is_dir():
+        if path.is_dir() != (form == "coreml"):
+            found, wanted = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+            raise LoadError(f"{path} is {found}; an artifact with this suffix is {wanted}")
         return
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise LoadError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -216,8 +218,8 @@ def _check_content(path: Path, form: Format) -> None:
         raise LoadError(f"{path} cannot be read: {e.strerror or e}") from e
     if not head:
         raise LoadError(f"{path} is empty")
+    if head[:4] == b"PK\x03\x04":
+        raise LoadError(f"{path} is a zip archive, not a model; unpack it first")
     if (head[4:8] == b"TFL3") != (form == "tflite"):
         is_tflite = head[4:8] == b"TFL3"
         raise LoadError(f"{path} is {'a TFLite' if is_tflite else 'not a TFLite'} model, whatever its suffix says")
-    if head[:4] == b"PK\x03\x04":
-        raise LoadError(f"{path} is a zip archive, not a model; unpack it first")

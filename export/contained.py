@@ -15,13 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
+from edgekit.errors import EdgekitError, LoadError, MissingExtraError, UsageError, VerificationError
+from edgekit.printable import printable
 
 TIMEOUT_S = 120.0
 MEMORY_BYTES = 16 * 2**30
 """Private memory that a child may ask for (Linux); PyTorch with all its libraries takes under 2 GiB."""
 
-_ERRORS = {error.__name__: error for error in (LoadError, UsageError, VerificationError)}
+_ERRORS = {error.__name__: error for error in (MissingExtraError, LoadError, UsageError, VerificationError)}
 
 
 def call_contained(
@@ -29,7 +30,7 @@ def call_contained(
 ) -> Any:
     """Call "package.module:function" with JSON arguments in a child process; return its JSON result.
 
-    What the child prints is held back. An EdgekitError raised there is raised here, with its message.
+    What the child prints is held back. An EdgekitError raised there is raised here, with its message in one line.
 
     Raises:
         LoadError: the child crashed (the message names the signal), took too long or too much memory, or raised
@@ -57,9 +58,12 @@ def call_contained(
 
 
 def _open_answer(answer: dict[str, Any]) -> Any:
-    if "error" in answer:
-        raise _ERRORS.get(answer["error"], LoadError)(answer["message"])
-    return answer["result"]
+    if "error" not in answer:
+        return answer["result"]
+    kind = _ERRORS.get(answer["error"], LoadError)
+    error = kind.__new__(kind)  # the message is made already; MissingExtraError would make its own
+    error.args = (printable(answer["message"]),)
+    raise error
 
 
 def _death(code: int, stderr: bytes) -> str:
@@ -68,7 +72,7 @@ def _death(code: int, stderr: bytes) -> str:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     lines = stderr.decode(errors="replace").strip().splitlines()
-    return f"ended with code {code}" + (f": {lines[-1][:300]}" if lines else "")
+    return f"ended with code {code}" + (f": {printable(lines[-1], 300)}" if lines else "")
 
 
 def _limit_memory(limit: int) -> None:

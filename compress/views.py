@@ -92,8 +92,8 @@ def draw_views(
         boxes = np.stack([u[:, 2] * (1 - width), u[:, 3] * (1 - height), width, height], axis=1)
     strength = np.array([config.brightness, config.contrast, config.saturation])
     colours = 1 + (2 * u[:, 5:8] - 1) * strength
-    side = np.sqrt(0.02 + 0.18 * u[:, 9:10]) * (u[:, 8:9] < config.erase)
-    erased = np.concatenate([u[:, 10:12] * (1 - side), side, side], axis=1)
+    side = np.sqrt(0.02 + 0.18 * u[:, 9:10])
+    erased = np.concatenate([u[:, 10:12] * (1 - side), side, side], axis=1) * (u[:, 8:9] < config.erase)
     return Views(boxes.astype(np.float32), u[:, 4] < config.flip, colours.astype(np.float32), erased.astype(np.float32))
 
 

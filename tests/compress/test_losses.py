@@ -117,7 +117,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss() -> None:
 
 
 def test_response_loss_does_not_shrink_with_more_classes() -> None:
-    """`reduction="mean"` would divide by the classes too: with "batchmean", classes nobody believes in change nothing."""
+    """`reduction="mean"` would divide by the classes too; with "batchmean", classes nobody believes in are free."""
     student, teacher = normal(0, 4, 3), normal(1, 4, 3)
     impossible = torch.full((4, 97), -1e4, dtype=torch.float64)
     padded = response_loss(torch.cat([student, impossible], 1), torch.cat([teacher, impossible], 1), 1.0)

@@ -19,6 +19,7 @@ import yaml
 from edgekit import atomic
 from edgekit.data import ImageDataset, Sample, content_hashes, load_dataset
 from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
+from edgekit.export.audit import check_precision
 from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
 from edgekit.export.exporters import DYNAMIC_BATCH, EXPORTERS, Conversion
 from edgekit.export.golden import INPUTS, Golden, choose_raw, write_golden
@@ -109,8 +110,8 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
     pictures = _Pictures.choose(config, dataset, student)
     expected = run_batched(TorchSession(model, threads=1), pictures.comparison)
     terminal.say(
-        f"student  {student.spec.arch} at {student.spec.image_size} px, {student.spec.num_classes} classes; ranges from "
-        f"{len(pictures.calibration)} training pictures, compared on {len(pictures.comparison)} validation pictures"
+        f"student  {student.spec.arch} at {student.spec.image_size} px, {student.spec.num_classes} classes; INT8 "
+        f"ranges from {len(pictures.calibration)} training pictures, compared on {len(pictures.comparison)} of validation"
     )
     with (
         atomic.atomic_folder(config.output, overwrite=overwrite) as bundle,
@@ -146,7 +147,7 @@ def _attempt(
         recipe = EXPORTERS[form](conversion, precision, made)
         session = open_session(made)
         parity = compare_outputs(expected, run_batched(session, images))
-        problems = failures(parity, GATES[precision])
+        problems = failures(parity, GATES[precision]) + check_precision(made, precision)
         attempt = Attempt(name, form, precision, recipe, size_bytes(made), parity, asdict(session.info), problems)
     except EdgekitError as e:
         attempt = Attempt(name, form, precision, problems=(str(e),))
@@ -224,10 +225,11 @@ def run_dataset(config: ExportConfig) -> ImageDataset:
 
 
 def _check_classes(student: Student, dataset: ImageDataset) -> None:
-    if student.spec.classes != dataset.classes:
+    known, found = student.spec.classes, dataset.classes
+    if known != found:
         raise LoadError(
-            f"the student knows {student.spec.num_classes} classes ({', '.join(student.spec.classes[:3])}, …), the data has "
-            f"{len(dataset.classes)} ({', '.join(dataset.classes[:3])}, …); pass --data with the pictures it was trained on"
+            f"the student knows {len(known)} classes ({', '.join(known[:3])}, …), the data has {len(found)} "
+            f"({', '.join(found[:3])}, …); pass --data with the pictures it was trained on"
         )
 
 

@@ -79,10 +79,10 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> str:
         return "float32 weights and arithmetic"
     base = conversion.base("onnx", make_float)
     if precision == "fp16":
-        from edgekit.export.onnx_fp16 import halve_onnx
+        from edgekit.export.onnx_fp16 import export_onnx_fp16
 
-        halve_onnx(base, out)
-        return "float16 weights and arithmetic, float32 in and out"
+        export_onnx_fp16(base, out)
+        return "float16 weights, float32 arithmetic"
     from edgekit.export.onnx_int8 import quantize_onnx
 
     quantize_onnx(base, out, conversion.batches)

@@ -13,7 +13,7 @@ def model_card(manifest: Manifest) -> str:
     lines = [
         f"# {model['arch']}, {len(manifest.classes)} classes",
         "",
-        f"{human_count(model['parameters'])} parameters, {human_count(model['macs'])} multiply-accumulates per picture. "
+        f"{human_count(model['parameters'])} parameters, {human_count(model['macs'])} MACs per picture. "
         f"Made by edgekit {manifest.edgekit_version} on {manifest.created[:10]}.",
         "",
         "## Training",
@@ -54,11 +54,13 @@ def _training(manifest: Manifest) -> list[str]:
     if manifest.teacher:
         teacher = manifest.teacher
         lines.append(
-            f"- teacher: {teacher['name']}, {100 * teacher['val_acc']:.2f} % by {teacher['class_scores']} on the same pictures"
+            f"- teacher: {teacher['name']}, {100 * teacher['val_acc']:.2f} % by {teacher['class_scores']} on the same "
+            "pictures"
         )
     accuracy = wilson(round(summary["val_acc"] * data["val"]), data["val"])
     lines.append(
-        f"- accuracy: {100 * accuracy.value:.2f} % (95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}), "
+        f"- accuracy: {100 * accuracy.value:.2f} % (95 % interval {100 * accuracy.low:.1f} to "
+        f"{100 * accuracy.high:.1f}), "
         f"seed {training['seed']}, epoch {summary['best_epoch']}"
     )
     return lines

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError, LoadError
+from edgekit.export.audit import check_precision
 from edgekit.export.golden import Golden, preprocessing_difference, read_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
@@ -120,6 +121,8 @@ def _verify_file(
     except EdgekitError as e:
         add("runtime", False, str(e), unavailable="pip install" in str(e))
         return checks
+    reasons = check_precision(path, record.precision)
+    add("precision", not reasons, "; ".join(reasons) or f"{record.precision}, as the manifest says")
     size_expected = Preprocess.from_dict(manifest.input.preprocess).image_size
     fits = tuple(session.input_shape[1:]) == (3, size_expected, size_expected)
     add("input", fits, f"{session.input_shape}" + ("" if fits else f", the manifest says {size_expected} px"))

@@ -49,6 +49,7 @@ def verify(
             (c.subject, c.check, "ok" if c.passed else "not here" if c.unavailable else "FAILED", c.detail)
             for c in checks
         ],
+        left=("check", "result", "detail"),
     )
     failed = [check for check in checks if not check.passed]
     terminal.say(f"{path}: " + ("verified" if not failed else f"{len(failed)} of {len(checks)} checks failed"))

@@ -145,7 +145,8 @@ def test_verify_needs_no_torch(bundle: Path) -> None:
     script = (
         "import sys; sys.modules['torch'] = None; sys.modules['coremltools'] = None\n"
         "from pathlib import Path; from edgekit.export.verify import verify_bundle\n"
-        "checks = verify_bundle(Path(sys.argv[1]), only=['model.fp32.onnx','model.int8.onnx','model.fp32.tflite','model.int8.tflite'])\n"
+        "names = ['model.fp32.onnx', 'model.int8.onnx', 'model.fp32.tflite', 'model.int8.tflite']\n"
+        "checks = verify_bundle(Path(sys.argv[1]), only=names)\n"
         "bad = [c for c in checks if not c.passed]; print(bad); sys.exit(bool(bad))"
     )
     result = subprocess.run([sys.executable, "-c", script, str(bundle)], capture_output=True, text=True, check=False)

@@ -24,7 +24,7 @@ def probe_train() -> str:
     import torch
 
     weight = torch.ones(1, 3, 1, 1, requires_grad=True)
-    torch.nn.functional.conv2d(torch.ones(1, 3, 2, 2), weight).sum().backward()
+    torch.nn.functional.conv2d(torch.ones(1, 3, 2, 2), weight).sum().backward()  # type: ignore[no-untyped-call]
     for name in ("torchvision", "timm", "open_clip", "accelerate", "safetensors"):
         importlib.import_module(name)
     return "a convolution forward and backward; " + ", ".join(devices())

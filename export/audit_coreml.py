@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgekit.export.audit_record import (
     CONVERT,
     INT8,
     UNKNOWN,
+    UNPACK,
     Audit,
     Op,
     Port,
@@ -74,11 +76,13 @@ def audit_coreml(path: Path) -> Audit:
     )
 
 
-def audit_core_ml_runtime(path: Path) -> RuntimeAudit:
-    """Say what runs a package here. Which compute unit takes which operation only Apple's own runtime can tell."""
-    package = read_package(path)
+def audit_core_ml_runtime(_: Path) -> RuntimeAudit:
+    """Say what runs a package here, without opening it.
+
+    Which compute unit takes which operation only Apple's own runtime can tell.
+    """
     note = "not run on Apple hardware: which compute unit takes an operation is unknown here"
-    return RuntimeAudit("mil", package.coremltools_version, "interpreter", note=note)
+    return RuntimeAudit("mil", version("coremltools"), "interpreter", note=note)
 
 
 class _Reader:
@@ -136,8 +140,10 @@ class _Reader:
         return found
 
     def _arithmetic(self, op: Operation) -> str:
-        if op.type in ("quantize", "dequantize", "cast") or op.type.startswith("constexpr_"):
-            return CONVERT
+        if op.type.startswith("constexpr_"):
+            return UNPACK
+        if op.type in ("quantize", "dequantize", "cast"):
+            return UNPACK if self._is_stored(op.inputs.get("input", ())) else CONVERT
         keys = _PRODUCTS.get(op.type)
         data = [name for name in _names(op, keys) if not self._is_stored((name,))]
         coded = bool(data) and all(self._is_made_by(name, "dequantize") for name in data)

@@ -13,6 +13,7 @@ from edgekit.export.audit_record import (
     DYNAMIC,
     INT8,
     UNKNOWN,
+    UNPACK,
     Audit,
     Op,
     Port,
@@ -155,7 +156,7 @@ class _Reader:
     def arithmetic(self, node: Any) -> str:
         """Return what a node computes in."""
         if node.op_type in _CONVERSIONS:
-            return CONVERT
+            return UNPACK if node.op_type == _DEQUANTIZE and node.input[0] in self.tensors else CONVERT
         if node.op_type.startswith("Dynamic"):
             return DYNAMIC
         if is_integer(node):

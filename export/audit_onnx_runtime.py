@@ -49,6 +49,9 @@ def audit_onnxruntime(path: Path) -> RuntimeAudit:
     if pairs:
         facts |= {"qdq_in_file": before[_QUANTIZE] + before[_DEQUANTIZE], "qdq_left": left}
         note += f"; {integer} products compute in integers; of {facts['qdq_in_file']} Q/DQ nodes {left} are left"
+    if (casts := kernels["Cast"] - before["Cast"]) > 0:
+        facts["casts_added"] = casts
+        note += f"; {casts} casts are added, because it has no float16 kernels for what lies between"
     return RuntimeAudit("onnxruntime", ort.__version__, providers[0], dict(kernels), integer, facts, note)
 
 

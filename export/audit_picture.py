@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit.atomic import atomic_path
 from edgekit.errors import MissingExtraError
-from edgekit.export.audit_record import Audit, Op
+from edgekit.export.audit_record import CONVERT, UNPACK, Audit, Op
 
 COLOURS: Mapping[str, str] = {
     # Okabe and Ito's palette, which colour-blind readers can tell apart
@@ -17,7 +17,10 @@ COLOURS: Mapping[str, str] = {
     "convert": "#000000",
 }  # fmt: skip
 _OTHER = "#BBBBBB"
+_NAMES = {CONVERT: "change of dtype"}
 _MAX_INCHES, _ROW_INCHES = 24.0, 0.14
+_HAIRLINE = 0.003
+"""Of the longest bar: the least that still shows its colour."""
 _MAX_BESIDE = 24
 """Operations drawn beside a bar; more would leave no room for it."""
 
@@ -36,10 +39,13 @@ class Row:
 
 
 def rows_of(ops: Sequence[Op]) -> list[Row]:
-    """Group operations: each product with what follows it; what precedes the first product stands with it."""
+    """Group operations: each product with what follows it; what precedes the first product stands with it.
+
+    Unpacking of weights is left out: it says nothing that the colour of the product does not.
+    """
     rows: list[Row] = []
     waiting: list[Op] = []
-    for op in ops:
+    for op in (op for op in ops if op.dtype != UNPACK):
         if op.macs:
             rows.append(Row(op, tuple(waiting)))
             waiting = []
@@ -53,7 +59,7 @@ def rows_of(ops: Sequence[Op]) -> list[Row]:
 def draw_precision(audit: Audit, out: Path) -> None:
     """Write a PNG: a row per product in the order of the file, its bar as long as its share of multiply-accumulates.
 
-    The squares at the left of a row are the operations that follow the product. Colours are what each computes in.
+    The squares at the right of a row are the operations that follow the product. Colours are what each computes in.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -66,9 +72,9 @@ def draw_precision(audit: Audit, out: Path) -> None:
     rows = rows_of(audit.ops)
     height = min(_MAX_INCHES, 1.6 + _ROW_INCHES * max(len(rows), 4))
     figure = Figure(figsize=(10, height), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.4))
-    _draw_beside(left, rows)
-    _draw_bars(right, rows, audit.macs, labelled=(height - 1.6) / max(len(rows), 1) >= 0.09)
+    bars, beside = figure.subplots(1, 2, sharey=True, width_ratios=(2.4, 1))
+    _draw_bars(bars, rows, audit.macs, labelled=(height - 1.6) / max(len(rows), 1) >= 0.09)
+    _draw_beside(beside, rows)
     _legend(figure, audit)
     figure.suptitle(_title(audit), fontsize=11)
     with atomic_path(out) as temporary:
@@ -81,13 +87,16 @@ def _draw_beside(axes: Any, rows: Sequence[Row]) -> None:
         axes.barh([at] * len(beside), 0.8, left=range(len(beside)), height=0.7, color=[_colour(op) for op in beside])
         if len(row.beside) > _MAX_BESIDE:
             axes.text(_MAX_BESIDE, at, f"+{len(row.beside) - _MAX_BESIDE}", va="center", fontsize=5)
-    axes.set_xlabel("operations that follow it")
+    axes.set_xlim(0, max([12, *(min(len(row.beside), _MAX_BESIDE) + 1 for row in rows)]))
+    axes.set_xlabel("what follows it")
     axes.set_xticks([])
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.tick_params(axis="y", left=False, labelleft=False)
+    axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
 
 
 def _draw_bars(axes: Any, rows: Sequence[Row], total: int, *, labelled: bool) -> None:
     shares = [100 * (row.op.macs or 0) / total for row in rows]
+    shares = [max(share, _HAIRLINE * max(shares)) for share in shares]
     axes.barh(range(len(rows)), shares, height=0.85, color=[_colour(row.op) for row in rows])
     axes.set_xlabel(f"% of {total / 1e6:.0f} M multiply-accumulates")
     axes.spines[["top", "right"]].set_visible(False)
@@ -101,14 +110,13 @@ def _draw_bars(axes: Any, rows: Sequence[Row], total: int, *, labelled: bool) ->
     axes.set_yticks(range(len(names)), names, fontsize=6)
     if not labelled:
         axes.set_ylabel(f"{len(rows)} products in the order of the file")
-    axes.yaxis.set_tick_params(labelleft=labelled)
 
 
 def _legend(figure: Any, audit: Audit) -> None:
     from matplotlib.patches import Patch
 
     shares = audit.macs_by_dtype()
-    used = list(dict.fromkeys([*shares, *(op.dtype for op in audit.ops)]))
+    used = list(dict.fromkeys([*shares, *(op.dtype for op in audit.ops if op.dtype != UNPACK)]))
     known = [name for name in used if name in COLOURS]
     patches = [Patch(color=COLOURS[name], label=_label(name, shares, audit.macs)) for name in known]
     if len(known) < len(used):
@@ -117,7 +125,7 @@ def _legend(figure: Any, audit: Audit) -> None:
 
 
 def _label(name: str, shares: Mapping[str, int], total: int) -> str:
-    return f"{name}: {100 * shares[name] / total:.1f} % of the work" if name in shares else name
+    return f"{name}: {100 * shares[name] / total:.1f} % of the work" if name in shares else _NAMES.get(name, name)
 
 
 def _title(audit: Audit) -> str:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from edgekit.export.runtimes import Format
 
-INT8, DYNAMIC, CONVERT, UNKNOWN = "int8", "int8-dynamic", "convert", "?"
+INT8, DYNAMIC, CONVERT, UNPACK, UNKNOWN = "int8", "int8-dynamic", "convert", "unpack", "?"
 """Arithmetic of an operation, beside the plain dtypes: 8-bit codes in and out (or 8-bit products summed in integers);
-the same, with the activations' codes made while it runs; a change of representation; not to be told."""
+the same, with the activations' codes made while it runs; a change of representation of activations; of stored weights,
+which runtimes do once or inside their kernels; not to be told."""
 
 StoredPrecision = Literal[
     "fp64", "fp32", "bf16", "fp16", "int8", "int8-dynamic", "int8-weights", "sub-8-bit", "mixed", "none"

@@ -15,6 +15,7 @@ from edgekit.export.audit_record import (
     DYNAMIC,
     INT8,
     UNKNOWN,
+    UNPACK,
     Audit,
     Op,
     Port,
@@ -196,7 +197,7 @@ class _Subgraph:
 
     def _arithmetic(self, operator: Any, kind: str) -> str:
         if kind in _CONVERSIONS:
-            return CONVERT
+            return UNPACK if self._widens(operator) else CONVERT
         inputs, outputs = _list(operator.inputs), _list(operator.outputs)
         data = self._input(operator, _PRODUCTS.get(kind, (0, 0))[0])
         out = self.dtype(int(outputs[0])) if len(outputs) else UNKNOWN

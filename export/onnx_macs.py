@@ -63,5 +63,5 @@ def _attention(node: Any, shape_of: ShapeOf) -> int | None:
     if len(query) == 4:
         batch, heads, length, size = query
         return batch * heads * length * key[2] * (size + value[3])
-    heads, shared = attribute(node, "q_num_heads", 1), attribute(node, "kv_num_heads", 1)
+    heads, shared = int(attribute(node, "q_num_heads", 1)), int(attribute(node, "kv_num_heads", 1))
     return query[0] * query[1] * key[1] * (query[2] + value[2] * heads // shared)

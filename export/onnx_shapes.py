@@ -69,11 +69,33 @@ def _skeleton(model: Any) -> Any:
             graph.initializer.append(tensor)
         elif tensor.name not in taken:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    graph.node.extend(_standard(model.graph.node))
+    graph.node.extend(_standard(_in_order(model.graph.node)))
     for entry in model.graph.output:  # the type as the file says, the shape to be inferred
         graph.output.append(onnx.ValueInfoProto(name=entry.name))
         graph.output[-1].type.tensor_type.elem_type = entry.type.tensor_type.elem_type
     return bare
+
+
+def _in_order(nodes: Any) -> list[Any]:
+    """Return the nodes with every producer before its readers; float16 converters append their casts at the end."""
+    producer = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    order: list[int] = []
+    state = [0] * len(nodes)  # 0 new, 1 its producers are waited for, 2 placed
+    for root in range(len(nodes)):
+        waiting = [root]
+        while waiting:
+            at = waiting[-1]
+            missing = [producer[name] for name in nodes[at].input if name in producer and state[producer[name]] == 0]
+            if state[at] == 2:
+                waiting.pop()
+            elif missing and state[at] == 0:
+                waiting += reversed(missing)
+                state[at] = 1
+            else:
+                state[at] = 2
+                order.append(at)
+                waiting.pop()
+    return [nodes[at] for at in order]
 
 
 def _standard(nodes: Any) -> Iterator[Any]:

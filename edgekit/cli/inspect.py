@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
+from edgekit.cli.inspect_report import bundle_row, report_lines
 from edgekit.cli.options import EXISTING, make_terminal, talk_options
 from edgekit.errors import EXIT_LOAD, EXIT_NEGATIVE, EXIT_OK, EdgekitError, LoadError, MissingExtraError, UsageError
+from edgekit.export.audit import audit_contained, audit_runtime_contained, precision_reasons
+from edgekit.export.audit_record import Audit, RuntimeAudit
+from edgekit.export.manifest import MANIFEST_FILE, read_manifest, resolve
+from edgekit.export.parity import Precision
 from edgekit.terminal import Terminal, print_json
 
 
@@ -24,90 +31,104 @@ def inspect(path: Path, png: Path | None, as_json: bool, verbose: bool, quiet: b
     terminal = make_terminal(quiet, verbose)
     if not path.exists():
         raise LoadError(f"{path} is not there; give an .onnx, .tflite or .mlpackage, or a bundle")
+    if not (path / MANIFEST_FILE).is_file():
+        return _inspect_file(path, png, terminal, as_json)
+    if png is not None:
+        raise UsageError(f"--png draws one file; give one of those in {path}")
+    return _inspect_bundle(path, terminal, as_json)
 
-    from edgekit.export.manifest import MANIFEST_FILE
 
-    if (path / MANIFEST_FILE).is_file():
-        if png is not None:
-            raise UsageError(f"--png draws one file; give one of those in {path}")
-        return _inspect_bundle(path, terminal, as_json)
-    return _inspect_file(path, png, terminal, as_json)
+@dataclass(frozen=True)
+class _Look:
+    """One file, looked at: its audit, its runtime or why there is none, and what its name claims wrongly."""
+
+    found: Audit
+    runtime: RuntimeAudit | None
+    failure: EdgekitError | None
+    claimed: Precision | None
+    problems: tuple[str, ...]
+
+    @classmethod
+    def at(cls, path: Path, claimed: Precision | None) -> _Look:
+        """Look at a file.
+
+        Raises:
+            LoadError: it cannot be read.
+        """
+        found = audit_contained(path)
+        runtime, failure = None, None
+        try:
+            runtime = audit_runtime_contained(path)
+        except EdgekitError as e:
+            failure = e
+        problems = precision_reasons(found, runtime, claimed) if claimed else ()
+        return cls(found, runtime, failure, claimed, problems)
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 for a wrong claim, 3 where the runtime is here and rejects the file."""
+        if self.failure is not None and not isinstance(self.failure, MissingExtraError):
+            return EXIT_LOAD
+        return EXIT_NEGATIVE if self.problems else EXIT_OK
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        return {
+            "claimed": self.claimed,
+            "problems": self.problems,
+            "file": self.found.to_dict(),
+            "runtime": self.runtime.to_dict() if self.runtime else None,
+            "runtime_error": str(self.failure) if self.failure else None,
+        }
 
 
 def _inspect_file(path: Path, png: Path | None, terminal: Terminal, as_json: bool) -> int:
-    from edgekit.cli.inspect_report import report_lines
-    from edgekit.export.audit import audit_contained, precision_reasons
-
-    found = audit_contained(path)
-    runtime, failure = _runtime(path)
-    claimed = _claim(path)
-    problems = precision_reasons(found, runtime, claimed) if claimed else ()
-    for line in report_lines(found, runtime, verbose=terminal.verbosity > 0):
+    look = _Look.at(path, _claim(path))
+    for line in report_lines(look.found, look.runtime, verbose=terminal.verbosity > 0):
         terminal.say(line)
-    if runtime is None:
-        terminal.say(f"runtime     {failure}")
-    for problem in problems:
-        terminal.warn(f"{path.name}: {problem}")
+    _warn(terminal, path, look)
     if png is not None:
         from edgekit.export.audit_picture import draw_precision
 
-        draw_precision(found, png)
+        draw_precision(look.found, png)
         terminal.say(f"picture     {png}")
     if as_json:
-        values = {"file": found.to_dict(), "runtime": runtime.to_dict() if runtime else None}
-        print_json("inspect", values | {"runtime_error": str(failure or ""), "claimed": claimed, "problems": problems})
-    if problems:
-        return EXIT_NEGATIVE
-    return EXIT_OK if runtime is not None or isinstance(failure, MissingExtraError) else EXIT_LOAD
+        print_json("inspect", look.to_dict())
+    return look.exit_code
 
 
 def _inspect_bundle(bundle: Path, terminal: Terminal, as_json: bool) -> int:
-    from edgekit.cli.inspect_report import bundle_row
-    from edgekit.export.audit import audit_contained, precision_reasons
-    from edgekit.export.manifest import read_manifest, resolve
-
-    rows, files, worst = [], [], EXIT_OK
+    rows: list[tuple[str, ...]] = []
+    files: list[dict[str, Any]] = []
+    worst = EXIT_OK
     for record in read_manifest(bundle).files:
         try:
-            path = resolve(bundle, record.path)
-            found = audit_contained(path)
+            look = _Look.at(resolve(bundle, record.path), record.precision)
         except EdgekitError as e:
             terminal.warn(str(e))
             rows.append((record.path, record.precision, "cannot be read", "", "", ""))
             files.append({"path": record.path, "error": str(e)})
             worst = EXIT_LOAD
             continue
-        runtime, failure = _runtime(path)
-        problems = precision_reasons(found, runtime, record.precision)
-        for problem in problems:
-            terminal.warn(f"{record.path}: {problem}")
-        worst = max(worst, EXIT_NEGATIVE if problems else EXIT_OK)
-        rows.append(bundle_row(record, found, runtime))
-        files.append({"path": record.path, "claimed": record.precision, "problems": problems, "file": found.to_dict(),
-                      "runtime": runtime.to_dict() if runtime else None,
-                      "runtime_error": str(failure or "")})  # fmt: skip
-        if runtime is None and not isinstance(failure, MissingExtraError):
-            terminal.warn(str(failure))
-            worst = EXIT_LOAD
+        _warn(terminal, Path(record.path), look)
+        worst = max(worst, look.exit_code)
+        rows.append(bundle_row(record, look.found, look.runtime))
+        files.append({"path": record.path, **look.to_dict()})
     terminal.table(("file", "claims", "is", "size", "work in 8 bits", "runtime"), rows)
     if as_json:
         print_json("inspect", {"bundle": str(bundle), "files": files})
     return worst
 
 
-def _runtime(path: Path):  # type: ignore[no-untyped-def]
-    from edgekit.export.audit import audit_runtime_contained
-
-    try:
-        return audit_runtime_contained(path), None
-    except EdgekitError as e:
-        return None, e
+def _warn(terminal: Terminal, path: Path, look: _Look) -> None:
+    if look.failure is not None:
+        terminal.warn(str(look.failure))
+    for problem in look.problems:
+        terminal.warn(f"{path.name}: {problem}")
 
 
-def _claim(path: Path):  # type: ignore[no-untyped-def]
+def _claim(path: Path) -> Precision | None:
     """Return the precision that the manifest beside a file claims for it, None where there is none."""
-    from edgekit.export.manifest import MANIFEST_FILE, read_manifest
-
     if not (path.parent / MANIFEST_FILE).is_file():
         return None
     try:

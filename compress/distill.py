@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from edgekit.atomic import refuse_existing
+from edgekit.compress.distill_report import (
+    DistillSummary,
+    announce,
+    data_facts,
+    describe_student,
+    describe_teacher,
+    summarise,
+)
 from edgekit.compress.distill_task import DistillData, DistillTask
-from edgekit.compress.loop import FitResult, fit, pick_device
+from edgekit.compress.loop import fit, pick_device
 from edgekit.compress.pixels import PixelStore, decode_eval, decode_train
-from edgekit.compress.plots import plot_run
 from edgekit.compress.probe import ClassHead, fit_probe
 from edgekit.compress.progress import TrainingDisplay
 from edgekit.compress.recipe import Recipe
@@ -24,18 +29,16 @@ from edgekit.compress.run_folder import RunFolder
 from edgekit.compress.teacher_store import TeacherTable, TeachPlan, read_embeddings, teach
 from edgekit.data import ImageDataset, check_broken, load_dataset
 from edgekit.errors import UsageError
-from edgekit.models.complexity import measure_complexity
 from edgekit.models.prompts import TEMPLATES
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, check_arch, student_preprocess
 from edgekit.models.teacher import Teacher, load_teacher
 from edgekit.models.teacher_record import TEACHER_FILE, TeacherRecord
 from edgekit.preprocess import Preprocess
-from edgekit.terminal import Terminal, human_bytes, human_count, percent
+from edgekit.terminal import Terminal
 
 STORE_SCALE = 1.25
 """Training pictures are kept a little larger than the student's input, so that crops need not be blown up much."""
-DEFAULT_EMBED_DIM = 512
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class DistillConfig:
         templates: prompt templates with a {} for the class name.
         val_fraction: where the data has no validation split of its own.
         max_broken: share of unreadable pictures that is tolerated.
+        embed_dim: of a student without a teacher; else it is the teacher's.
         teacher_cache: where teacher stores are kept; None puts them beside the run folder.
     """
 
@@ -68,6 +72,7 @@ class DistillConfig:
     templates: tuple[str, ...] = TEMPLATES
     val_fraction: float | None = None
     max_broken: float = 0.01
+    embed_dim: int = 512
     teacher_cache: Path | None = None
 
     def check(self) -> None:
@@ -94,14 +99,6 @@ class DistillConfig:
         return {**plain, "templates": list(self.templates), "recipe": self.recipe.model_dump(mode="json")}
 
 
-@dataclass(frozen=True)
-class DistillSummary:
-    """What a distillation reached, for the terminal, run.json and --json."""
-
-    result: FitResult
-    facts: Mapping[str, Any]
-
-
 def distill(
     config: DistillConfig, terminal: Terminal, *, overwrite: bool = False, resume: bool = False
 ) -> DistillSummary:
@@ -124,24 +121,24 @@ def distill(
     table = _teach(config, teacher, train, val, terminal)
     head = _class_head(config, teacher, table, train, dataset)
     torch.manual_seed(config.recipe.fit.seed)
-    spec = _spec(config, dataset, contract, table.embed_dim if table is not None else DEFAULT_EMBED_DIM)
+    spec = _spec(config, dataset, contract, table.embed_dim if table is not None else config.embed_dim)
     tagged = config.student if "." in config.student else None
     student = build_student(spec, weights=config.student_weights, pretrained=tagged)
     if config.recipe.init_classifier and head is not None:
         _start_from_teacher(student, head)
-    teacher_facts = _describe_teacher(config, teacher, table, head, val)
-    student_facts = _describe_student(student)
+    teacher_facts = describe_teacher(config.teacher or config.teacher_embeddings, teacher, table, head, val)
+    student_facts = describe_student(student)
     if not resume or not run.facts_path.is_file():
         _clear(run)
-        run.create(config.to_dict(), {"seed": config.recipe.fit.seed, "data": _data_facts(dataset, train, val)})
+        run.create(config.to_dict(), {"seed": config.recipe.fit.seed, "data": data_facts(dataset, train, val)})
     run.update_facts({"teacher": teacher_facts, "student": student_facts})
     if table is not None and head is not None:
         keys = tuple(sample.key for sample in val.samples)
         TeacherRecord(keys, table.val.astype(np.float32), head.weight.numpy(), head.bias.numpy()).save(run.path)
-    _announce(terminal, dataset, teacher_facts, student_facts)
+    announce(terminal, dataset, teacher_facts, student_facts)
     task = DistillTask(student, config.recipe, DistillData(train, val, table, head))
     result = fit(task, config.recipe.fit, run, display=TrainingDisplay(terminal), resume=resume)
-    return _summarise(run, task, result, terminal)
+    return summarise(run, task, result, terminal)
 
 
 def _spec(config: DistillConfig, dataset: ImageDataset, contract: Preprocess, embed_dim: int) -> StudentSpec:
@@ -204,107 +201,8 @@ def _start_from_teacher(student: Student, head: ClassHead) -> None:
     student.classifier.bias.copy_(head.bias)
 
 
-def _describe_teacher(
-    config: DistillConfig, teacher: Teacher | None, table: TeacherTable | None, head: ClassHead | None, val: PixelStore
-) -> dict[str, Any] | None:
-    if table is None or head is None:
-        return None
-    labels = torch.tensor([s.label for s in val.samples])
-    scores = head(torch.from_numpy(table.val.astype(np.float32)))
-    return {
-        "name": config.teacher or str(config.teacher_embeddings),
-        "fingerprint": teacher.fingerprint() if teacher is not None else None,
-        "parameters": teacher.parameters if teacher is not None else None,
-        "embed_dim": table.embed_dim,
-        "views": table.train.shape[1],
-        "class_scores": head.source,
-        "val_acc": float((scores.argmax(1) == labels).float().mean()),
-    }
-
-
-def _describe_student(student: nn.Module) -> dict[str, Any]:
-    assert isinstance(student, Student)
-    cost = measure_complexity(student, student.spec.image_size)
-    return {
-        "arch": student.spec.arch,
-        "image_size": student.spec.image_size,
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "size_bytes": cost.size_bytes,
-    }
-
-
-def _data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> dict[str, Any]:
-    return {
-        "root": str(dataset.root),
-        "fingerprint": dataset.fingerprint(),
-        "classes": list(dataset.classes),
-        "train": len(train.samples),
-        "labelled": sum(s.label is not None for s in train.samples),
-        "val": len(val.samples),
-        "broken": sorted({*train.broken, *val.broken}),
-    }
-
-
 def _clear(run: RunFolder) -> None:
     """Take away what a replaced run left, so that nothing of it is mistaken for this one."""
     left = (DistillTask.checkpoint_name, TEACHER_FILE, "run.json")
     for path in (run.metrics_path, run.state_path, *(run.path / name for name in left)):
         path.unlink(missing_ok=True)
-
-
-def _announce(
-    terminal: Terminal, dataset: ImageDataset, teacher: Mapping[str, Any] | None, student: Mapping[str, Any]
-) -> None:
-    unlabelled = sum(s.label is None for s in dataset.train)
-    note = f" ({unlabelled} of them unlabelled)" if unlabelled else ""
-    terminal.say(f"data     {len(dataset.train)} train{note}, {len(dataset.val)} val, {len(dataset.classes)} classes")
-    if teacher is None:
-        terminal.say("teacher  none")
-    else:
-        size = f"{human_count(teacher['parameters'])} parameters, " if teacher["parameters"] else ""
-        terminal.say(
-            f"teacher  {teacher['name']}: {size}{teacher['embed_dim']}-d, {teacher['views']} views; "
-            f"{percent(teacher['val_acc'])} val accuracy by {teacher['class_scores']}"
-        )
-    terminal.say(
-        f"student  {student['arch']} at {student['image_size']} px: {human_count(student['parameters'])} parameters, "
-        f"{human_count(student['macs'])} MACs, {human_bytes(student['size_bytes'])}"
-    )
-
-
-def _summarise(run: RunFolder, task: DistillTask, result: FitResult, terminal: Terminal) -> DistillSummary:
-    facts = run.facts()
-    teacher, student = facts["teacher"], facts["student"]
-    best = next((row for row in result.rows if row["epoch"] == result.best_epoch), {})
-    summary = {
-        "best_epoch": result.best_epoch,
-        "val_acc": result.best,
-        "last_val_acc": result.last,
-        "agreement": best.get("agreement"),
-        "cosine": best.get("cosine"),
-        "seconds": result.seconds,
-        "compression": teacher["parameters"] / student["parameters"] if teacher and teacher["parameters"] else None,
-    }
-    run.update_facts({"summary": summary})
-    teacher_acc = teacher["val_acc"] if teacher else None
-    if result.rows:
-        plot_run(result.rows, run.plots / "training.png", teacher_acc=teacher_acc, title=str(run.path))
-    terminal.heading("Summary")
-    terminal.say(
-        f"student  {percent(result.best)} val accuracy at epoch {result.best_epoch} "
-        f"(last epoch {percent(result.last)}), n = {len(task.data.val.samples)}"
-    )
-    if teacher:
-        gap = 100 * (result.best - teacher["val_acc"])
-        terminal.say(
-            f"teacher  {percent(teacher['val_acc'])}; the student is {gap:+.2f} points from it and agrees with it on "
-            f"{percent(summary['agreement'] or 0)} of the pictures"
-        )
-    if summary["compression"]:
-        terminal.say(
-            f"size     {human_count(student['parameters'])} parameters, "
-            f"{summary['compression']:.1f}× fewer than the teacher"
-        )
-    terminal.say(f"run      {run.path}  ({result.seconds:.0f} s of training)")
-    return DistillSummary(result, run.facts())

@@ -17,7 +17,8 @@ from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.table import render_markdown, render_terminal
 from edgekit.compress.captions import load_captions
 from edgekit.compress.clip_task import CLIP_DEMO, ClipData, ClipTask, build_clip
-from edgekit.compress.distill import STORE_SCALE, DistillConfig, DistillSummary, distill
+from edgekit.compress.distill import STORE_SCALE, DistillConfig, distill
+from edgekit.compress.distill_report import DistillSummary
 from edgekit.compress.loop import fit
 from edgekit.compress.pixels import decode_eval, decode_train
 from edgekit.compress.plots import plot_run
@@ -215,6 +216,7 @@ def _alone_config(drawn: DrawnSet, out: Path, config: DemoConfig) -> DistillConf
         recipe=recipe.model_copy(update={"alpha": 0.0, "beta": 0.0, "gamma": 1.0, "fit": fit_config}),
         student=config.student,
         image_size=config.image_size,
+        embed_dim=CLIP_DEMO.embed_dim,
     )
 
 

@@ -1,0 +1,137 @@
+"""What a distillation says of its data, teacher, student and result: to the terminal and to run.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekit.compress.distill_task import DistillTask
+from edgekit.compress.loop import FitResult
+from edgekit.compress.pixels import PixelStore
+from edgekit.compress.plots import plot_run
+from edgekit.compress.probe import ClassHead
+from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.teacher_store import TeacherTable
+from edgekit.data import ImageDataset
+from edgekit.models.complexity import measure_complexity
+from edgekit.models.student import Student
+from edgekit.models.teacher import Teacher
+from edgekit.terminal import Terminal, human_bytes, human_count, percent
+
+
+@dataclass(frozen=True)
+class DistillSummary:
+    """What a distillation reached, for the terminal, run.json and --json."""
+
+    result: FitResult
+    facts: Mapping[str, Any]
+
+
+def describe_teacher(
+    name: str | Path | None,
+    teacher: Teacher | None,
+    table: TeacherTable | None,
+    head: ClassHead | None,
+    val: PixelStore,
+) -> dict[str, Any] | None:
+    """Return the teacher's facts and its accuracy on the validation pictures; None without a teacher."""
+    if table is None or head is None:
+        return None
+    labels = torch.tensor([s.label for s in val.samples])
+    scores = head(torch.from_numpy(table.val.astype(np.float32)))
+    return {
+        "name": str(name),
+        "fingerprint": teacher.fingerprint() if teacher is not None else None,
+        "parameters": teacher.parameters if teacher is not None else None,
+        "embed_dim": table.embed_dim,
+        "views": table.train.shape[1],
+        "class_scores": head.source,
+        "val_acc": float((scores.argmax(1) == labels).float().mean()),
+    }
+
+
+def describe_student(student: Student) -> dict[str, Any]:
+    """Return the student's facts."""
+    cost = measure_complexity(student, student.spec.image_size)
+    return {
+        "arch": student.spec.arch,
+        "image_size": student.spec.image_size,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "size_bytes": cost.size_bytes,
+    }
+
+
+def data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> dict[str, Any]:
+    """Return the data's facts."""
+    return {
+        "root": str(dataset.root),
+        "fingerprint": dataset.fingerprint(),
+        "classes": list(dataset.classes),
+        "train": len(train.samples),
+        "labelled": sum(s.label is not None for s in train.samples),
+        "val": len(val.samples),
+        "broken": sorted({*train.broken, *val.broken}),
+    }
+
+
+def announce(
+    terminal: Terminal, dataset: ImageDataset, teacher: Mapping[str, Any] | None, student: Mapping[str, Any]
+) -> None:
+    """Show what is about to be trained on what."""
+    unlabelled = sum(s.label is None for s in dataset.train)
+    note = f" ({unlabelled} of them unlabelled)" if unlabelled else ""
+    terminal.say(f"data     {len(dataset.train)} train{note}, {len(dataset.val)} val, {len(dataset.classes)} classes")
+    if teacher is None:
+        terminal.say("teacher  none")
+    else:
+        size = f"{human_count(teacher['parameters'])} parameters, " if teacher["parameters"] else ""
+        terminal.say(
+            f"teacher  {teacher['name']}: {size}{teacher['embed_dim']}-d, {teacher['views']} views; "
+            f"{percent(teacher['val_acc'])} val accuracy by {teacher['class_scores']}"
+        )
+    terminal.say(
+        f"student  {student['arch']} at {student['image_size']} px: {human_count(student['parameters'])} parameters, "
+        f"{human_count(student['macs'])} MACs, {human_bytes(student['size_bytes'])}"
+    )
+
+
+def summarise(run: RunFolder, task: DistillTask, result: FitResult, terminal: Terminal) -> DistillSummary:
+    """Record the result, draw it, and show it beside the teacher."""
+    facts = run.facts()
+    teacher, student = facts["teacher"], facts["student"]
+    best = next((row for row in result.rows if row["epoch"] == result.best_epoch), {})
+    summary = {
+        "best_epoch": result.best_epoch,
+        "val_acc": result.best,
+        "last_val_acc": result.last,
+        "agreement": best.get("agreement"),
+        "cosine": best.get("cosine"),
+        "seconds": result.seconds,
+        "compression": teacher["parameters"] / student["parameters"] if teacher and teacher["parameters"] else None,
+    }
+    run.update_facts({"summary": summary})
+    teacher_acc = teacher["val_acc"] if teacher else None
+    if result.rows:
+        plot_run(result.rows, run.plots / "training.png", teacher_acc=teacher_acc, title=str(run.path))
+    terminal.heading("Summary")
+    terminal.say(
+        f"student  {percent(result.best)} val accuracy at epoch {result.best_epoch} "
+        f"(last epoch {percent(result.last)}), n = {len(task.data.val.samples)}"
+    )
+    if teacher:
+        gap = 100 * (result.best - teacher["val_acc"])
+        terminal.say(
+            f"teacher  {percent(teacher['val_acc'])}; the student is {gap:+.2f} points from it and agrees with it on "
+            f"{percent(summary['agreement'] or 0)} of the pictures"
+        )
+    if ratio := summary["compression"]:
+        compared = f"{ratio:.1f}× fewer than" if ratio >= 1 else f"{1 / ratio:.1f}× as many as"
+        terminal.say(f"size     {human_count(student['parameters'])} parameters, {compared} the teacher")
+    terminal.say(f"run      {run.path}  ({result.seconds:.0f} s of training)")
+    return DistillSummary(result, run.facts())

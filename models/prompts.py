@@ -60,6 +60,6 @@ def class_embeddings(
     checked = check_templates(templates)
     prompts = [template.replace("{}", class_words(name)) for name in classes for template in checked]
     tokens = torch.as_tensor(tokenizer(prompts))
-    rows = torch.cat([encode_text(part) for part in tokens.split(256)]).float()
+    rows = torch.cat([encode_text(part) for part in torch.split(tokens, 256)]).float()
     per_class = F.normalize(rows, dim=-1).view(len(classes), len(checked), -1)
     return F.normalize(per_class.mean(dim=1), dim=-1)

@@ -1,8 +1,11 @@
 """A captioned picture data set, drawn in code: the demo's data, thousands of pictures in seconds.
 
-The class is the kind of shape. Colour, texture, size, rotation, place, background, clutter, light and noise vary
-without saying anything about the class, so that a few labelled pictures do not show what matters. The captions name the
-class among all that, and there are many of them: that is where the CLIP teacher learns it from.
+The class is the kind of shape, inked on coloured paper. Colour, texture, size, rotation, place, paper, clutter, light
+and noise vary without saying anything about the class, so that a few labelled pictures do not show what matters. The
+captions name the class among all that, and there are many of them: that is where the CLIP teacher learns it from.
+
+Ink is always darker than paper. With shapes both darker and lighter than their ground, the same small CLIP reached
+65 % after 8 passes over 6000 pictures, against 88 % after 2: too slow for a demo on two CPU cores.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ _PAPERS: Mapping[str, tuple[int, int, int]] = {
     "pink": (250, 200, 215),
     "gray": (205, 205, 205),
 }
-_TEXTURE_SHARES = dict(zip(TEXTURES, (0.5, 0.12, 0.12, 0.12, 0.14), strict=True))
+_TEXTURE_SHARES: Mapping[str, float] = dict(zip(TEXTURES, (0.5, 0.12, 0.12, 0.12, 0.14), strict=True))
 JPEG_QUALITY = 92
 
 
@@ -93,7 +96,8 @@ def draw(seed: int, index: int, size: int = 96) -> Drawing:
     clutter = int(rng.integers(0, 3))
     _scribble(rng, canvas, clutter)
     mask = outline_mask(label, size, _placement(rng, radius, centre))[..., None]
-    canvas = canvas * (1 - mask) + _painted(rng, size, texture, _INKS[colour]) * mask
+    ink = _painted(rng, size, texture, _INKS[colour])
+    canvas += (ink - canvas) * mask
     scene = Scene(
         *(label, _size_word(radius / size), texture, colour, _place_word(centre / size), background, behind),
         clutter=clutter,
@@ -113,12 +117,11 @@ def _painted(rng: np.random.Generator, size: int, texture: str, colour: tuple[in
     end = np.float32(255 if tone.mean() < 160 else 0)
     second = tone + np.float32(rng.uniform(0.12, 0.25)) * (end - tone)
     field = texture_field(texture, size, float(rng.uniform(0.05, 0.12)) * size, float(rng.uniform(0, np.pi)))[..., None]
-    painted: Field = tone + field * (second - tone)
-    return painted
+    return (tone + field * (second - tone)).astype(np.float32)
 
 
 def _placement(rng: np.random.Generator, radius: float, centre: Points) -> Points:
-    """Return the (2, 3) map from outline coordinates to pixels: any rotation, a mirror, a slight squeeze."""
+    """Return the (2, 3) map from outline coordinates to pixels: a turn of up to 29°, a mirror, a slight squeeze."""
     angle = float(rng.uniform(-0.5, 0.5))
     squeeze = np.diag([float(rng.choice([-1.0, 1.0])), float(rng.uniform(0.8, 1.0))])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -16,19 +16,23 @@ _SUPERSAMPLING = 2  # the mask is drawn this much larger and averaged down: anti
 
 def _ring(radius: float, steps: int = 40, start: float = 0.0, stop: float = 2 * np.pi) -> Points:
     """Return points on a circular arc, (steps, 2)."""
-    angle = np.linspace(start, stop, steps)
-    return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    angle: Points = np.linspace(start, stop, steps)
+    return _points_at(angle, np.full_like(angle, radius))
 
 
-def _polar(radius: Callable[[Points], Points], steps: int = 80) -> Points:
-    angle = np.linspace(0, 2 * np.pi, steps, endpoint=False)
-    return radius(angle)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+def _points_at(angle: Points, radius: Points) -> Points:
+    """Turn polar coordinates, both (steps,), into points (steps, 2)."""
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _flower() -> Points:
+    angle: Points = np.linspace(0, 2 * np.pi, 80, endpoint=False)
+    return _points_at(angle, 0.68 + 0.32 * np.cos(6 * angle))
 
 
 def _star() -> Points:
-    angle = -np.pi / 2 + np.pi / 5 * np.arange(10)
-    radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.42)
-    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    angle: Points = np.linspace(-0.5, 1.5, 10, endpoint=False) * np.pi
+    return _points_at(angle, np.where(np.arange(10) % 2 == 0, 1.0, 0.42))
 
 
 def _heart() -> Points:
@@ -62,7 +66,7 @@ OUTLINES: Mapping[str, Points] = {
         *((0.32, -1), (0.32, -0.32), (1, -0.32), (1, 0.32), (0.32, 0.32), (0.32, 1)),
         *((-0.32, 1), (-0.32, 0.32), (-1, 0.32), (-1, -0.32), (-0.32, -0.32), (-0.32, -1)),
     ),
-    "flower": _polar(lambda angle: 0.68 + 0.32 * np.cos(6 * angle)),
+    "flower": _flower(),
     "heart": _heart(),
     "hourglass": _points((-0.75, -0.95), (0.75, -0.95), (0.12, 0), (0.75, 0.95), (-0.75, 0.95), (-0.12, 0)),
     "lightning_bolt": _points((0.35, -1), (-0.6, 0.2), (-0.05, 0.2), (-0.35, 1), (0.6, -0.25), (0.05, -0.25)),
@@ -87,7 +91,8 @@ def outline_mask(name: str, size: int, transform: Points) -> Field:
         if points is not None:
             placed = (points @ transform[:, :2].T + transform[:, 2]) * _SUPERSAMPLING
             pen.polygon([(float(x), float(y)) for x, y in placed], fill=value)
-    return np.asarray(picture.reduce(_SUPERSAMPLING), dtype=np.float32) / np.float32(255)
+    coverage: Field = np.asarray(picture.reduce(_SUPERSAMPLING), dtype=np.float32) / np.float32(255)
+    return coverage
 
 
 def _plain(u: Field, v: Field) -> Field:
@@ -107,8 +112,8 @@ def _dots(u: Field, v: Field) -> Field:
 
 
 def _shaded(u: Field, v: Field) -> Field:
-    span = float(np.ptp(u)) or 1.0
-    return ((u - u.min()) / span).astype(np.float32)
+    low, high = float(u.min()), float(u.max())
+    return (u - np.float32(low)) / np.float32(high - low)
 
 
 # How much of the second colour each pixel takes, from coordinates counted in texture periods.
@@ -123,6 +128,9 @@ TEXTURES: Mapping[str, Callable[[Field, Field], Field]] = {
 
 def texture_field(name: str, size: int, period: float, angle: float) -> Field:
     """Return (size, size) float32 in [0, 1]: a texture of `period` pixels, turned by `angle` radians."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / np.float32(period)
+    grid: Field = np.mgrid[0:size, 0:size].astype(np.float32) / np.float32(period)
+    y, x = grid
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return TEXTURES[name](cosine * x + sine * y, cosine * y - sine * x)
+    u: Field = cosine * x + sine * y
+    v: Field = cosine * y - sine * x
+    return TEXTURES[name](u, v)

@@ -113,7 +113,7 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> str:
     from edgekit.export.tflite_int8 import quantize_tflite
 
     quantize_tflite(base, out, conversion.batches)
-    return "static: 8-bit convolutions, linear layers and activations; attention and norms float"
+    return "static: 8-bit convolutions, linear layers, attention products and activations; softmax and norms float"
 
 
 def _coreml(conversion: Conversion, precision: Precision, out: Path) -> str:

@@ -159,7 +159,8 @@ def read_embeddings(path: Path, train: Sequence[Sample], val: Sequence[Sample]) 
 def _read_npz(path: Path) -> tuple[NDArray[np.str_], NDArray[np.floating]]:
     """Return `files` (N,) and `embeddings` (N, 1 or 2, D) after checking both."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here: np.load leaves a file open that only looks like a zip (numpy 2.4)
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             files, embeddings = file["files"], file["embeddings"]
     # TypeError: an .npy file holds one array and is no context manager
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import atomic
-from edgekit.errors import LoadError
+from edgekit.errors import LoadError, first_line
 
 TEACHER_FILE = "teacher.npz"
 
@@ -64,12 +65,13 @@ def read_record(run: Path) -> TeacherRecord | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return TeacherRecord(
                 tuple(str(key) for key in file["keys"]),
                 file["embeddings"].astype(np.float32),
                 file["weight"].astype(np.float32),
                 file["bias"].astype(np.float32),
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as e:
-        raise LoadError(f"{path} cannot be read: {e}") from e
+    # TypeError: an .npy file holds one array and is no context manager
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise LoadError(f"{path} cannot be read: {first_line(e)}") from e

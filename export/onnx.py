@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +64,22 @@ def convert_float(
     output_names: Sequence[str] = OUTPUT_NAMES,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Convert `model` as it is, without rewriting it: the naive baseline. Arguments as `export_onnx`."""
+    """Convert `model`, in eval mode, as it is: without rewriting it. Arguments as `export_onnx`."""
+    graph = _convert(model, image_size, output_names, OPSET, dynamic_batch=dynamic_batch)
+    _tidy(graph)
+    set_metadata(graph, metadata or {})
+    save_onnx(graph, out)
+
+
+def export_naive(model: nn.Module, image_size: int, out: Path, *, output_names: Sequence[str] = OUTPUT_NAMES) -> None:
+    """Write what `torch.onnx.export` makes of `model` by default: the baseline to measure against."""
+    save_onnx(_convert(copy.deepcopy(model).eval(), image_size, output_names, None), out)
+
+
+def _convert(
+    model: nn.Module, image_size: int, output_names: Sequence[str], opset: int | None, *, dynamic_batch: bool = False
+) -> Any:
+    """Return the onnx.ModelProto of `model`; opset None is torch's default."""
     try:
         import onnx
         import onnxscript  # noqa: F401  torch.onnx needs it, and says so less clearly
@@ -75,21 +91,18 @@ def convert_float(
     with TemporaryDirectory() as folder, _exporter_silenced(), torch.no_grad():
         raw = Path(folder) / "raw.onnx"
         program = torch.onnx.export(
-            model.eval(),
+            model,
             (sample,),
             dynamo=True,
             verbose=False,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[INPUT_NAME],
             output_names=list(output_names),
             dynamic_shapes=shapes,
         )
         assert program is not None, "torch.onnx.export(dynamo=True) returns a program"
         program.save(str(raw), external_data=False)
-        graph = onnx.load(raw)
-    _tidy(graph)
-    set_metadata(graph, metadata or {})
-    save_onnx(graph, out)
+        return onnx.load(raw)
 
 
 def save_onnx(model: Any, out: Path) -> None:

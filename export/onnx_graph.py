@@ -15,6 +15,10 @@ CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
 
+FLOAT = 1
+"""onnx.TensorProto.FLOAT; a plain number, so that importing this file needs no onnx."""
+
+
 class OnnxGraph:
     """One onnx.ModelProto under edit. Nodes are onnx.NodeProto, tensors are known by name.
 
@@ -114,6 +118,18 @@ class OnnxGraph:
         del self.model.graph.initializer[:]
         self.model.graph.initializer.extend(constants)
         self.constants = {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    def sort(self) -> None:
+        """Bring the nodes into an order in which they can run, as close to the present one as that allows."""
+        made = {entry.name for entry in self.model.graph.input} | self.constants.keys() | {""}
+        waiting, ordered = list(self.nodes), []
+        while waiting:
+            ready = [node for node in waiting if made.issuperset(node.input)]
+            assert ready, "a graph without cycles always has a node that can run"
+            made.update(name for node in ready for name in node.output)
+            ordered += ready
+            waiting = [node for node in waiting if not made.issuperset(node.output)]
+        self.rebuild(ordered)
 
     def use_domain(self, domain: str, version: int = 1) -> None:
         """Declare an operator domain if it is not declared yet."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.export.onnx_graph import CONTRIB, OnnxGraph, attribute
+from edgekit.export.onnx_graph import CONTRIB, FLOAT, OnnxGraph, attribute
 from edgekit.export.onnx_surgery import Product
 
 Code = Literal["uint8", "int8"]
@@ -88,7 +88,8 @@ class QdqWriter:
         x = node.input[0]
         node.input[0] = self._activation(x, "uint8")
         bias = self.graph.array(node.input[2]).astype(np.float64) if len(node.input) > 2 and node.input[2] else None
-        scale = self._weight(node, self._step(x), bias)
+        codes, scale, axis = self._weight_codes(node, self._step(x), bias)
+        node.input[1] = self._dequantized(node.input[1], codes, scale, axis)
         if bias is not None:
             scale = scale * self._step(x)
             node.input[2] = self._dequantized(node.input[2], np.rint(bias / scale).astype(np.int32), scale, 0)
@@ -97,17 +98,29 @@ class QdqWriter:
             self._activation(node.output[0], "uint8")
 
     def _weight_only(self, node: Any) -> None:
-        self._weight(node)
-        self._nodes.append(node)
+        """Let `node` read weights that are widened once, when the file is loaded.
 
-    def _weight(self, node: Any, input_step: float = 1.0, bias: NDArray[np.float64] | None = None) -> NDArray[Any]:
-        """Let `node` read int8 weights; return their scale per output channel, float64."""
-        axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
+        ONNX Runtime folds constant Cast and Mul, but keeps a DequantizeLinear and runs it at every call.
+        """
+        stem, (codes, scale, axis) = node.input[1], self._weight_codes(node)
+        names = [
+            self.graph.constant(f"{stem}.codes", codes),
+            self.graph.constant(f"{stem}.scale", _along(scale, codes.ndim, axis).astype(np.float32)),
+        ]
+        wide = self.graph.node("Cast", names[:1], stem, to=FLOAT)
+        scaled = self.graph.node("Mul", [wide.output[0], names[1]], stem)
+        node.input[1] = scaled.output[0]
+        self._nodes += [wide, scaled, node]
+
+    def _weight_codes(
+        self, node: Any, input_step: float = 1.0, bias: NDArray[np.float64] | None = None
+    ) -> tuple[NDArray[np.int8], NDArray[np.float64], int]:
+        """Return the codes of a node's weights, their scale per output channel, and the axis of these channels."""
+        axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
         weight = self.graph.array(node.input[1]).astype(np.float64)
         scale = _weight_scale(weight, axis, input_step, bias)
         codes = np.clip(np.rint(weight / _along(scale, weight.ndim, axis)), -127, 127).astype(np.int8)
-        node.input[1] = self._dequantized(node.input[1], codes, scale, axis)
-        return scale
+        return codes, scale, axis
 
     def _activation(self, name: str, code: Code) -> str:
         """Return the name of `name` after a quantize/dequantize pair; one pair serves all readers."""

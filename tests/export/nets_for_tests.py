@@ -34,7 +34,7 @@ class TwoHeads(nn.Module):
     def __init__(self, arch: str, classes: int = 10, seed: int = 0) -> None:
         super().__init__()
         self.student = nn.ModuleDict({"backbone": randomised(arch, 0, seed)})
-        self.head = nn.Linear(self.student["backbone"].num_features, classes)
+        self.head = nn.Linear(self.student["backbone"].head_hidden_size, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (B, 3, H, W) in [0, 1] to (logits, embedding)."""

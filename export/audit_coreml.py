@@ -117,7 +117,7 @@ class _Reader:
         dtype, elements = constant.type.dtype, int(np.size(constant.value))
         if op.type.startswith("constexpr_"):
             if key in _DATA:
-                counter.add(dtype, elements, constant.stored_bytes)
+                counter.add(*_palette(op, elements, dtype), constant.stored_bytes)
             elif dtype not in ("string", "bool", "int32"):
                 counter.quantization_bytes += constant.stored_bytes
         elif op.type in ("quantize", "dequantize"):
@@ -211,6 +211,19 @@ class _Reader:
             if argument in self.types:
                 return _fixed(self.types[argument].shape)
         return None
+
+
+def _palette(op: Operation, elements: int, dtype: str) -> tuple[str, int]:
+    """Return the dtype and number of a constexpr operation's weights.
+
+    Until iOS 18 the indices of a palette were packed into bytes: their width shows in the length of the palette.
+    """
+    table = next((a for a in op.inputs.get("lut", ()) if isinstance(a, Constant)), None)
+    dense = _fixed(op.outputs[0][1].shape) if op.outputs else None
+    if op.type != "constexpr_lut_to_dense" or table is None or not dense or table.type.shape == () or dtype != "uint8":
+        return dtype, elements
+    entries = int(np.size(table.value)) if len(table.type.shape) == 1 else 256
+    return f"uint{max(entries - 1, 1).bit_length()}", math.prod(dense)
 
 
 def _fixed(shape: tuple[int | None, ...]) -> tuple[int, ...] | None:

@@ -46,9 +46,11 @@ def audit_onnxruntime(path: Path) -> RuntimeAudit:
         "providers": providers,
     }
     note = f"{len(nodes)} of {sum(before.values())} nodes are left, {sum(own.values())} of them its own kernels"
+    if integer:
+        note += f"; {integer} products compute in integers"
     if pairs:
         facts |= {"qdq_in_file": before[_QUANTIZE] + before[_DEQUANTIZE], "qdq_left": left}
-        note += f"; {integer} products compute in integers; of {facts['qdq_in_file']} Q/DQ nodes {left} are left"
+        note += f"; of {facts['qdq_in_file']} Q/DQ nodes {left} are left"
     if (casts := kernels["Cast"] - before["Cast"]) > 0:
         facts["casts_added"] = casts
         note += f"; {casts} casts are added, because it has no float16 kernels for what lies between"

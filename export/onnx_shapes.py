@@ -10,16 +10,22 @@ from edgekit.export.onnx_graph import CONTRIB
 _STAND_INS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     # ONNX Runtime's own operator -> a standard one that gives the same shape, and the inputs that it takes
     "BiasGelu": ("Add", (0, 1)),
-    "DynamicQuantizeMatMul": ("MatMul", (0, 0)),
+    "DynamicQuantizeMatMul": ("MatMul", (0, 1)),
     "FastGelu": ("Identity", (0,)),
+    "DequantizeLinear": ("DequantizeLinear", (0, 1)),
     "FusedConv": ("Conv", (0, 1)),
+    "FusedGemm": ("Gemm", (0, 1)),
     "Gelu": ("Identity", (0,)),
     "MatMulIntegerToFloat": ("MatMul", (0, 1)),
+    "QGemm": ("Gemm", (0, 3)),
     "QLinearAdd": ("Add", (0, 3)),
+    "QLinearAveragePool": ("AveragePool", (0,)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
     "QLinearLeakyRelu": ("Identity", (0,)),
     "QLinearMul": ("Mul", (0, 3)),
     "QLinearSigmoid": ("Identity", (0,)),
     "QLinearSoftmax": ("Identity", (0,)),
+    "QuantizeLinear": ("QuantizeLinear", (0, 1)),
     "QuickGelu": ("Identity", (0,)),
     "SimplifiedLayerNormalization": ("Identity", (0,)),
     "SkipLayerNormalization": ("Add", (0, 1)),
@@ -108,9 +114,7 @@ def _standard(nodes: Any) -> Iterator[Any]:
             yield node
             continue
         names = [node.input[at] for at in inputs]
-        if node.op_type == "DynamicQuantizeMatMul":
-            names[1] = node.input[1]
-        kept = [attribute for attribute in node.attribute if kind == "Conv" and not attribute.name.startswith("activ")]
+        kept = [entry for entry in node.attribute if kind in node.op_type and not entry.name.startswith("activation")]
         replaced = helper.make_node(kind, names, list(node.output[:1]), name=node.name)
         replaced.attribute.extend(kept)
         yield replaced

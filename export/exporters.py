@@ -79,9 +79,9 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> str:
         return "float32 weights and arithmetic"
     base = conversion.base("onnx", make_float)
     if precision == "fp16":
-        from edgekit.export.onnx_fp16 import export_onnx_fp16
+        from edgekit.export.onnx_fp16 import halve_onnx
 
-        export_onnx_fp16(base, out)
+        halve_onnx(base, out)
         return "float16 weights, float32 arithmetic"
     from edgekit.export.onnx_int8 import quantize_onnx
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from edgekit import atomic
@@ -126,6 +127,8 @@ class _Fit:
     def __init__(self, task: Task, config: FitConfig, run: RunFolder, display: Display) -> None:
         self.task, self.config, self.folder, self.display = task, config, run, display
         self.device = pick_device(config)
+        # accelerate 1.15 keeps the first precision of a process and refuses another one; the process group stays
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no"
         )

@@ -72,6 +72,14 @@ def read_onnx(path: Path) -> OnnxGraph:
 def audit_onnx(path: Path) -> Audit:
     """Audit an .onnx file. Raises as `read_onnx`."""
     graph = read_onnx(path)
+    try:
+        return _audit(graph, path)
+    # a damaged name is no string any more, a damaged size not what it counts
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as e:
+        raise LoadError(f"{path} is damaged: its nodes, names and tensors do not fit together") from e
+
+
+def _audit(graph: OnnxGraph, path: Path) -> Audit:
     reader = _Reader(graph)
     external = _external_files(graph, path)
     counter = reader.weights()

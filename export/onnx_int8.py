@@ -49,7 +49,7 @@ class QuantReport:
     Attributes:
         quantized: number of nodes by operator.
         weight_only: names of the layers whose weights are int8 and whose arithmetic is float.
-        float_nodes: names of the convolutions and matrix products that stay float.
+        float_nodes: names of the layers that stay float; their weights are stored as float16.
         images: number of calibration images.
         always_zero: activations that were never anything but zero.
     """
@@ -95,7 +95,7 @@ def quantize_onnx(
     ranges = {**statistics.ranges(config.ranges), **{entry.name: PIXEL_RANGE for entry in graph.model.graph.input}}
     counts = Counter(node.op_type for node in graph.nodes if node.name in layers)
     counts.update({"MatMul": len(products)} if products else {})
-    QdqWriter(graph, ranges).write(layers, weights, products)
+    QdqWriter(graph, ranges).write(layers, weights, left, products)
     save_onnx(graph.model, out)
     return QuantReport(dict(counts), tuple(sorted(weights)), left, statistics.images, statistics.always_zero)
 

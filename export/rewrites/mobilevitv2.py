@@ -34,8 +34,9 @@ class KeyOfSum(SumOfKeys):
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """Map tokens (G, N, d) and scores (G, N, 1), which sum to 1 over N, to contexts (G, 1, d)."""
-        pooled: Tensor = self.k(torch.bmm(scores.transpose(1, 2), x))
-        return pooled
+        pooled = torch.bmm(scores.transpose(1, 2), x).squeeze(1)  # 2-D: a linear layer like the others
+        context: Tensor = self.k(pooled).unsqueeze(1)
+        return context
 
 
 class TokenLinearAttention(nn.Module):

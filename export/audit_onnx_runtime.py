@@ -68,6 +68,12 @@ def _optimise(ort: Any, path: Path, out: Path) -> list[str]:
     try:
         providers: list[str] = ort.InferenceSession(str(path), options, providers=[CPU]).get_providers()
     except Exception as e:  # the runtime's exceptions have no common base but Exception
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
-        raise LoadError(f"ONNX Runtime rejects {path}: {reason}") from e
+        raise LoadError(f"ONNX Runtime rejects {path}: {_reason(e, path)}") from e
     return providers
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Return what the runtime says, without its own codes and the path again."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = first.split(" : ", 3)[-1] if first.startswith("[ONNXRuntimeError]") else first
+    return said.replace(f"Load model from {path} failed:", "").strip()[:300]

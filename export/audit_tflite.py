@@ -80,7 +80,10 @@ def audit_litert(path: Path) -> RuntimeAudit:
     """
     from edgekit.export.tflite_session import partitions
 
-    report = partitions(path)
+    try:
+        report = partitions(path)
+    except UnicodeDecodeError as e:
+        raise LoadError(f"LiteRT cannot read the names in {path}: it is damaged") from e
     facts = {"partitions": report.partitions, "delegated": report.delegated, "outside": dict(report.outside)}
     return RuntimeAudit("litert", version("ai-edge-litert"), "XNNPACK", facts=facts, note=str(report))
 

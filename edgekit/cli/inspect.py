@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from edgekit.cli.options import EXISTING, make_terminal, talk_options
 from edgekit.errors import EXIT_LOAD, EXIT_NEGATIVE, EXIT_OK, EdgekitError, LoadError, MissingExtraError, UsageError
 from edgekit.export.audit import audit_contained, audit_runtime_contained, precision_reasons
 from edgekit.export.audit_record import Audit, RuntimeAudit
-from edgekit.export.manifest import MANIFEST_FILE, read_manifest, resolve
+from edgekit.export.manifest import MANIFEST_FILE, FileRecord, read_manifest, resolve
 from edgekit.export.parity import Precision
 from edgekit.terminal import Terminal, print_json
 
@@ -101,13 +103,14 @@ def _inspect_bundle(bundle: Path, terminal: Terminal, as_json: bool) -> int:
     rows: list[tuple[str, ...]] = []
     files: list[dict[str, Any]] = []
     worst = EXIT_OK
-    for record in read_manifest(bundle).files:
-        try:
-            look = _Look.at(resolve(bundle, record.path), record.precision)
-        except EdgekitError as e:
-            terminal.warn(str(e))
+    records = read_manifest(bundle).files
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # each waits for a child process
+        looks = list(pool.map(lambda record: _attempt(bundle, record), records))
+    for record, look in zip(records, looks, strict=True):
+        if isinstance(look, EdgekitError):
+            terminal.warn(str(look))
             rows.append((record.path, record.precision, "cannot be read", "", "", ""))
-            files.append({"path": record.path, "error": str(e)})
+            files.append({"path": record.path, "error": str(look)})
             worst = EXIT_LOAD
             continue
         _warn(terminal, Path(record.path), look)
@@ -118,6 +121,14 @@ def _inspect_bundle(bundle: Path, terminal: Terminal, as_json: bool) -> int:
     if as_json:
         print_json("inspect", {"bundle": str(bundle), "files": files})
     return worst
+
+
+def _attempt(bundle: Path, record: FileRecord) -> _Look | EdgekitError:
+    """Look at one file of a bundle, or return why that cannot be."""
+    try:
+        return _Look.at(resolve(bundle, record.path), record.precision)
+    except EdgekitError as e:
+        return e
 
 
 def _warn(terminal: Terminal, path: Path, look: _Look) -> None:

@@ -106,6 +106,7 @@ def print_json(kind: str, values: Mapping[str, Any]) -> None:
     """Print one JSON object on standard output, with its kind and schema version."""
     content = {"schema_version": JSON_SCHEMA_VERSION, "kind": kind, **values}
     sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+    sys.stdout.flush()  # here, where a reader that left is handled; at shutdown Python would complain
 
 
 def human_bytes(size_bytes: float) -> str:

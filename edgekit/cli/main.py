@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from edgekit.errors import EXIT_INTERRUPTED, EXIT_USAGE, EdgekitError, did_you_mean
+from edgekit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgekitError, did_you_mean
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),
@@ -76,6 +75,7 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Run the command line with `args` and return the exit code."""
+    stdout = sys.stdout
     try:
         result: Any = edgekit.main(args=args, prog_name="edgekit", standalone_mode=False)
     except click.exceptions.Exit as e:
@@ -86,10 +86,9 @@ def run(args: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # the reader of our output went away, e.g. `| head`; keep Python from complaining at shutdown
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as e:
+        # when the reader of our output goes away (`| head`), click puts a deaf stream in its place and ends so
+        return EXIT_OK if sys.stdout is not stdout else int(e.code or 0)
     except EdgekitError as e:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code

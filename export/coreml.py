@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgekit.atomic import atomic_folder
 from edgekit.errors import MissingExtraError
 from edgekit.export.quiet import quiet
 
 Precision = Literal["fp32", "fp16"]
+
+
+LABEL, PROBABILITIES = "classLabel", "classLabel_probs"
+"""Outputs of a classifier, by the names that Xcode and Vision know."""
+
+
+class _WithProbabilities(nn.Module):
+    """Give a model's outputs and, after them, softmax of its logits, which Core ML turns into labels."""
+
+    def __init__(self, model: nn.Module, output_names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.logits = list(output_names).index("logits")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images (B, 3, H, W) to (outputs…, probabilities (B, num_classes))."""
+        outputs = tuple(self.model(images))
+        return (*outputs, outputs[self.logits].softmax(dim=1))
 
 
 def export_coreml(
@@ -31,38 +50,46 @@ def export_coreml(
     The plain timm graph is converted: the rewrites that help other runtimes only add transposes here (30 → 78).
     The batch is fixed to 1: a flexible one drops the Neural Engine to the CPU (apple/coremltools#2022).
 
+    Where the class names are known and the logits are among the outputs, the package is a classifier: it also gives
+    `classLabel`, the best class, and `classLabel_probs`, a dictionary of softmax probabilities.
+
     Args:
         model: takes images (B, 3, H, W) float32 RGB in [0, 1], returns a tuple in the order of `output_names`.
         image_size: side of the square picture.
         out: the package, written whole or not at all.
         precision: of the arithmetic and the weights.
         output_names: names of the outputs.
-        metadata: texts kept in the package's user-defined metadata under "edgekit.<key>".
+        metadata: texts kept in the package's user-defined metadata under "edgekit.<key>"; "classes" is a JSON list.
 
     Raises:
         MissingExtraError: coremltools is not installed.
     """
     coremltools = _coremltools()
+    texts = dict(metadata or {})
+    classes = json.loads(texts.get("classes", "[]")) if "logits" in output_names else []
+    names = [*output_names, PROBABILITIES] if classes else list(output_names)
+    labels = coremltools.ClassifierConfig(classes, LABEL, PROBABILITIES) if classes else None
+    target = {
+        "minimum_deployment_target": coremltools.target.iOS17,
+        "compute_precision": getattr(coremltools.precision, {"fp32": "FLOAT32", "fp16": "FLOAT16"}[precision]),
+    }
     sample = torch.rand(1, 3, image_size, image_size)
+    picture = coremltools.ImageType(
+        name="image", shape=tuple(sample.shape), scale=1 / 255.0, color_layout=coremltools.colorlayout.RGB
+    )
     with quiet(), torch.no_grad():
-        program = torch.export.export(model.eval(), (sample,)).run_decompositions({})
+        converted = _WithProbabilities(model, output_names) if classes else model
+        exported = torch.export.export(converted.eval(), (sample,)).run_decompositions({})
+        outputs = [coremltools.TensorType(name=name) for name in names]
+        program = coremltools.convert(exported, convert_to="milinternal", inputs=[picture], outputs=outputs, **target)
+        # The outputs have their names now. A classifier has one output more than the list that named them, and
+        # coremltools 9.0 looks each up in that list: IndexError. Without the list it asks the program itself.
+        program.functions["main"].output_types = None
         package = coremltools.convert(
-            program,
-            convert_to="mlprogram",
-            minimum_deployment_target=coremltools.target.iOS17,
-            compute_precision=getattr(coremltools.precision, {"fp32": "FLOAT32", "fp16": "FLOAT16"}[precision]),
-            inputs=[
-                coremltools.ImageType(
-                    name="image",
-                    shape=tuple(sample.shape),
-                    scale=1 / 255.0,
-                    color_layout=coremltools.colorlayout.RGB,
-                )
-            ],
-            outputs=[coremltools.TensorType(name=name) for name in output_names],
-            skip_model_load=True,
-        )
-    for key, text in (metadata or {}).items():
+            program, source="milinternal", convert_to="mlprogram", classifier_config=labels, skip_model_load=True,
+            **target,
+        )  # fmt: skip
+    for key, text in texts.items():
         package.user_defined_metadata[f"edgekit.{key}"] = text
     package.short_description = "Image classifier and embedding, made by edgekit"
     _save(package, out)

@@ -22,6 +22,7 @@ from edgekit.compress.distill_report import (
 from edgekit.compress.distill_task import DistillData, DistillTask
 from edgekit.compress.loop import fit, pick_device
 from edgekit.compress.pixels import PixelStore, decode_eval, decode_train
+from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.probe import ClassHead, fit_probe
 from edgekit.compress.progress import TrainingDisplay
 from edgekit.compress.recipe import Recipe
@@ -112,6 +113,9 @@ def distill(
         refuse_existing(config.output, overwrite=overwrite)
     run = RunFolder(config.output)
     dataset = load_dataset(config.data, val_fraction=config.val_fraction, seed=config.recipe.fit.seed)
+    fit_config = config.recipe.fit
+    if not resume:
+        refuse_restarts(fit_config, max(1, round(len(dataset.train) / fit_config.batch_size)))
     contract = student_preprocess(config.student, config.image_size)
     # tried before the pictures are read: a wrong image size or teacher shows in seconds, not after minutes
     build_student(_spec(config, dataset, contract, 1), weights=config.student_weights)

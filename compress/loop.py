@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from edgekit import atomic
 from edgekit.compress.display import Display, Silent
 from edgekit.compress.ema import Ema
+from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.run_folder import RunFolder
 from edgekit.compress.schedule import factor
@@ -92,6 +93,7 @@ def fit(
     Raises:
         DivergedError: loss or gradient became NaN or infinite; the best checkpoint so far stays.
         LoadError: `resume` and the state cannot be read.
+        UsageError: the planned rate jumps up after warm-up, and `config.allow_restarts` is false.
     """
     return _Fit(task, config, run, display or Silent()).run(resume=resume)
 
@@ -152,6 +154,8 @@ class _Fit:
         started = time.perf_counter()
         if resume:
             self._load_state()
+        done_steps = (self.first_epoch - 1) * self.task.steps_per_epoch
+        refuse_restarts(self.config, self.task.steps_per_epoch, done_steps=done_steps)
         self.display.start(self.config.epochs, self.task.steps_per_epoch)
         try:
             for epoch in range(self.first_epoch, self.config.epochs + 1):

@@ -66,6 +66,7 @@ class FitConfig(_Frozen):
         precision: "bf16" runs autocast; "fp32" does not.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         channels_last: memory format of the pictures and weights; faster convolutions on CPUs and tensor cores.
+        allow_restarts: train even where the planned rate jumps up after warm-up (`edgekit.compress.plan_ahead`).
     """
 
     epochs: int = Field(default=20, ge=1)
@@ -82,6 +83,7 @@ class FitConfig(_Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     evaluate_every: int = Field(default=1, ge=1)
+    allow_restarts: bool = False
 
 
 class Recipe(_Frozen):

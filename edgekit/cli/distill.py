@@ -52,6 +52,10 @@ from edgekit.terminal import print_json
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--device", help="auto, cpu, mps or cuda.")
 @click.option("--teacher-store", type=EXISTING, help="Folder that keeps teacher embeddings between runs.")
+@click.option("--schedule", help="Learning-rate schedule by name; its parameters come from the recipe.")
+@click.option(
+    "--allow-restarts", is_flag=True, default=None, help="Train although the planned rate jumps up after warm-up."
+)
 @config_option
 @click.option("--resume", is_flag=True, help="Continue the run in --output after its last finished epoch.")
 @output_options("runs/distill", "Run folder")
@@ -69,7 +73,8 @@ def distill(**options: Any) -> None:
     from edgekit.compress.recipe import load_recipe
     from edgekit.models.prompts import TEMPLATES
 
-    fit = {name: options[name] for name in ("epochs", "batch_size", "lr", "seed", "device")}
+    fit = {name: options[name] for name in ("epochs", "batch_size", "lr", "seed", "device", "allow_restarts")}
+    fit["schedule"] = {"name": options["schedule"]}
     loss = {name: options[name] for name in ("alpha", "beta", "gamma", "temperature", "views")}
     config = DistillConfig(
         data=Path(options["data"]),

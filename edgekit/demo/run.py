@@ -121,7 +121,15 @@ def run_demo(out: Path, config: DemoConfig, terminal: Terminal, *, overwrite: bo
     with clock.step(
         "4/6  Export", "three formats, two precisions; each file is opened again and compared with PyTorch"
     ):
-        export = ExportConfig(out / "student", out / "bundle", FORMATS, ("fp32", "int8"), seed=config.seed)
+        export = ExportConfig(
+            out / "student",
+            out / "bundle",
+            FORMATS,
+            ("fp32", "int8"),
+            calibration_images=96,  # drawings are alike: more change no range
+            comparison_images=128,
+            seed=config.seed,
+        )
         attempts = export_run(export, terminal, overwrite=True)
         for attempt in attempts:
             state = "proven" if not attempt.problems else f"FAILED: {'; '.join(attempt.problems)}"

@@ -35,8 +35,8 @@ types: $(STAMP)
 	for d in models compress export bench; do ln -s ../../../$$d build/types/edgekit/; done
 	$(BIN)/mypy build/types/edgekit
 
-bench: $(STAMP)
-	$(BIN)/python -m edgekit.bench.record
+bench: $(STAMP)  ## against the exporters of torch, ONNX Runtime and LiteRT as they come
+	$(BIN)/python -m edgekit.bench.against_naive -o bench-results.md
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -100,7 +100,7 @@ def test_interfaces(files: Artifacts) -> None:
     assert (shapes["coreml"].shape, shapes["coreml"].dtype, shapes["coreml"].note) == ((SIZE, SIZE), "image", "RGB")
     assert audit(files["onnx free batch"]).inputs[0].shape[0] == "batch"
     for form in shapes:
-        assert {port.name for port in audit(files[f"{form} fp32"]).outputs} == {"logits", "embedding"}
+        assert {port.name for port in audit(files[f"{form} fp32"]).outputs} >= {"logits", "embedding"}
 
 
 def test_static_int8_onnx_is_told_from_its_float_rest(files: Artifacts) -> None:

@@ -1,6 +1,6 @@
-"""The precision audit: what an artifact really is, whoever made it, and whether its name says so. Needs no torch*.
+"""The precision audit: what an artifact really is, whoever made it, and whether its name says so.
 
-(* Core ML packages are read with coremltools, which edgekit only imports beside torch.)
+No torch in the work; Core ML packages are read with coremltools, which edgekit only ever imports after torch.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 from edgekit.atomic import atomic_path
 from edgekit.errors import MissingExtraError
 from edgekit.export.audit_record import CONVERT, UNPACK, Audit, Op
+from edgekit.terminal import human_count
 
 COLOURS: Mapping[str, str] = {
     # Okabe and Ito's palette, which colour-blind readers can tell apart
@@ -98,7 +99,7 @@ def _draw_bars(axes: Any, rows: Sequence[Row], total: int, *, labelled: bool) ->
     shares = [100 * (row.op.macs or 0) / total for row in rows]
     shares = [max(share, _HAIRLINE * max(shares)) for share in shares]
     axes.barh(range(len(rows)), shares, height=0.85, color=[_colour(row.op) for row in rows])
-    axes.set_xlabel(f"% of {total / 1e6:.0f} M multiply-accumulates")
+    axes.set_xlabel(f"% of {human_count(total)} multiply-accumulates")
     axes.spines[["top", "right"]].set_visible(False)
     if not rows:
         axes.text(0.5, 0.5, "no product whose size is known", ha="center", transform=axes.transAxes)

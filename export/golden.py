@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,8 @@ from edgekit.preprocess import Preprocess, fit_pixels
 INPUTS = 8
 RAW = 2
 _MAX_RAW_BYTES = 1_000_000
+_MAX_UNPACKED_BYTES = 256 * 2**20
+"""All arrays unpacked; eight inputs of 512 px with their outputs take 7 MB."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,49 @@ def read_golden(path: Path) -> Golden:
     """Read golden.npz.
 
     Raises:
-        LoadError: not there, damaged, or not golden vectors.
+        LoadError: not there, damaged, larger than golden vectors are, or not golden vectors.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = _arrays(path)
         pixels = arrays["pixels"]
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) == 0:
             raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as e:
-        raise LoadError(f"{path} holds no golden vectors: {e}") from e
-    outputs = {n.removeprefix("output."): a.astype(np.float32) for n, a in arrays.items() if n.startswith("output.")}
-    raw = tuple(arrays[name].tobytes() for name in sorted(n for n in arrays if n.startswith("raw.")))
+        outputs = {
+            n.removeprefix("output."): a.astype(np.float32) for n, a in arrays.items() if n.startswith("output.")
+        }
+        if not outputs or any(a.ndim != 2 or len(a) != len(pixels) or not a.size for a in outputs.values()):
+            raise ValueError(f"outputs of the shapes {[a.shape for a in outputs.values()]} for {len(pixels)} inputs")
+        raw = tuple(arrays[name].tobytes() for name in sorted(n for n in arrays if n.startswith("raw.")))
+        if not 0 < len(raw) <= len(pixels):
+            raise ValueError(f"{len(raw)} raw pictures for {len(pixels)} inputs")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as e:
+        raise LoadError(f"{path.name} holds no golden vectors: {e}") from e
     return Golden(pixels, outputs, raw)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Unpack an .npz file, unless its arrays would be too large: neither the zip nor the arrays in it are trusted.
+
+    Raises:
+        ValueError: too large.
+    """
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > _MAX_UNPACKED_BYTES:
+            raise ValueError(f"it unpacks to more than {_MAX_UNPACKED_BYTES} bytes")
+        for member in members:
+            # the header of an array is its own claim, which numpy would believe and allocate
+            with archive.open(member) as content:
+                numpy_version = np.lib.format.read_magic(content)
+                shape, _, dtype = (
+                    np.lib.format.read_array_header_1_0(content)
+                    if numpy_version == (1, 0)
+                    else np.lib.format.read_array_header_2_0(content)
+                )
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} claims the shape {shape}, more than it holds")
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def preprocessing_difference(golden: Golden, contract: Preprocess) -> int:

@@ -17,6 +17,8 @@ from edgekit.export.runtimes import Format
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
+MAX_FILES = 100
+"""Each file of a bundle is opened when it is verified; no list that others wrote may go on for ever."""
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 
@@ -64,7 +66,7 @@ class Manifest(_Frozen):
     input: InputContract
     outputs: tuple[str, ...]
     classes: tuple[str, ...]
-    files: tuple[FileRecord, ...]
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=MAX_FILES)]
     golden_sha256: Sha256
     calibration: dict[str, str]
     verification: dict[str, str]
@@ -87,7 +89,7 @@ def read_manifest(bundle: Path) -> Manifest:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise LoadError(f"{path} is not a manifest that this edgekit reads: {where}: {first['msg']}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise LoadError(f"{path} is not JSON: {e}") from e
 
 

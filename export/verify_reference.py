@@ -7,13 +7,14 @@ from pathlib import Path
 
 from edgekit.data import Sample
 from edgekit.errors import EdgekitError, UsageError
+from edgekit.export.check import Check
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.export import ExportConfig, run_dataset
 from edgekit.export.manifest import MANIFEST_FILE, read_manifest, resolve
 from edgekit.export.parity import GATES, Precision, compare_outputs, failures
 from edgekit.export.runtimes import format_of, open_session
 from edgekit.export.session import run_batched
-from edgekit.export.verify import Check, describe
+from edgekit.export.verify_file import describe
 from edgekit.models.checkpoint import load_student
 from edgekit.preprocess import load_batch
 

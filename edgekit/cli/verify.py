@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekit.cli.options import EXISTING, make_terminal, talk_options
-from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, LoadError
+from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, LoadError, UsageError
 from edgekit.terminal import print_json
+
+if TYPE_CHECKING:
+    from edgekit.export.check import Check
 
 
 @click.command()
@@ -17,32 +22,26 @@ from edgekit.terminal import print_json
     "--reference", type=EXISTING, help="Run folder: compare with eager PyTorch on --data instead (needs torch)."
 )
 @click.option("--data", type=EXISTING, help="Pictures for --reference; their validation split is used.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["own", "tensorflow"]),
+    default="own",
+    show_default=True,
+    help="Each format's own, or TensorFlow as a second opinion on TFLite files.",
+)
+@click.option("--tensorflow-python", type=EXISTING, help="Python of an environment with TensorFlow.  [default: this]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtimes.")
 @talk_options
-def verify(
-    path: Path, reference: Path | None, data: Path | None, threads: int, as_json: bool, verbose: bool, quiet: bool
-) -> int:
+def verify(path: Path, **options: Any) -> int:
     """Check PATH, a bundle or one file of a bundle: hashes, input contract, preprocessing, golden vectors.
 
     Needs each format's runtime, not torch. Exit code 1 when anything fails.
     """
-    terminal = make_terminal(quiet, verbose)
+    terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.export.manifest import MANIFEST_FILE
-    from edgekit.export.verify import summary, verify_bundle
+    from edgekit.export.check import summary
 
-    if reference is not None:
-        from edgekit.export.verify_reference import verify_against
-
-        checks = verify_against(path, reference, data, threads)
-    elif (path / MANIFEST_FILE).is_file():
-        checks = verify_bundle(path, threads=threads)
-    elif (path.parent / MANIFEST_FILE).is_file():
-        checks = verify_bundle(path.parent, only=[path.name], threads=threads)
-    elif not path.exists():
-        raise LoadError(f"{path} is not there; give a bundle folder or a file inside one")
-    else:
-        raise LoadError(f"{path} has no {MANIFEST_FILE}: give a bundle, or --reference RUN --data DIR to compare with")
+    checks = _checks(path, options)
     terminal.table(
         ("file", "check", "result", "detail"),
         [
@@ -53,6 +52,32 @@ def verify(
     )
     failed = [check for check in checks if not check.passed]
     terminal.say(f"{path}: " + ("verified" if not failed else f"{len(failed)} of {len(checks)} checks failed"))
-    if as_json:
+    if options["as_json"]:
         print_json("verify", summary(checks))
     return EXIT_OK if not failed else EXIT_NEGATIVE
+
+
+def _checks(path: Path, options: Mapping[str, Any]) -> list[Check]:
+    """Do what was asked for: against a run in PyTorch, or against the manifest and golden vectors of a bundle."""
+    from edgekit.export.manifest import MANIFEST_FILE
+    from edgekit.export.tensorflow_lite import tensorflow_python
+    from edgekit.export.verify import verify_bundle
+
+    threads, tensorflow = options["threads"], None
+    if options["runtime"] == "tensorflow":
+        tensorflow = tensorflow_python(options["tensorflow_python"])
+    elif options["tensorflow_python"] is not None:
+        raise UsageError("--tensorflow-python is for --runtime tensorflow; give both or neither")
+    if options["reference"] is not None:
+        if tensorflow is not None:
+            raise UsageError("--reference and --runtime tensorflow exclude each other; give one")
+        from edgekit.export.verify_reference import verify_against
+
+        return verify_against(path, options["reference"], options["data"], threads)
+    if (path / MANIFEST_FILE).is_file():
+        return verify_bundle(path, (), threads, tensorflow)
+    if (path.parent / MANIFEST_FILE).is_file():
+        return verify_bundle(path.parent, [path.name], threads, tensorflow)
+    if not path.exists():
+        raise LoadError(f"{path} is not there; give a bundle folder or a file inside one")
+    raise LoadError(f"{path} has no {MANIFEST_FILE}: give a bundle, or --reference RUN --data DIR to compare with")

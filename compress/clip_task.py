@@ -148,12 +148,12 @@ class ClipTask:
         """Batches per epoch; their sizes differ by one at most."""
         return max(1, round(len(self._ids) / self.recipe.fit.batch_size))
 
-    def batches(self, epoch: int, device: torch.device) -> Iterator[ClipBatch]:
-        """Yield the batches of a 1-based epoch, a function of (seed, epoch) alone; one caption per picture."""
+    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[ClipBatch]:
+        """Yield the batches of a 1-based epoch from `start` on, a function of (seed, epoch); a caption per picture."""
         fit = self.recipe.fit
         chosen = uniforms(fit.seed, "caption", epoch, self._ids, 1)[:, 0]
         caption = self._first[:-1] + (chosen * self._counts).astype(np.int64)
-        for rows in np.array_split(permutation(fit.seed, epoch, self._ids), self.steps_per_epoch):
+        for rows in np.array_split(permutation(fit.seed, epoch, self._ids), self.steps_per_epoch)[start:]:
             yield ClipBatch(self._images(rows, epoch, device), self._texts(caption[rows], device))
 
     def _images(self, rows: NDArray[np.int64], epoch: int, device: torch.device) -> Tensor:

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 class Display(Protocol):
     """Where progress goes: a terminal, or nowhere."""
 
-    def start(self, epochs: int, steps_per_epoch: int) -> None: ...
+    def start(self, epochs: int, steps_per_epoch: int, done_steps: int = 0) -> None: ...
 
     def step(self, epoch: int, images: int, loss: float) -> None: ...
 
     def epoch(self, row: Mapping[str, Any]) -> None: ...
+
+    def warn(self, text: str) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -21,7 +23,7 @@ class Display(Protocol):
 class Silent:
     """A display that shows nothing."""
 
-    def start(self, epochs: int, steps_per_epoch: int) -> None:
+    def start(self, epochs: int, steps_per_epoch: int, done_steps: int = 0) -> None:
         """Ignore."""
 
     def step(self, epoch: int, images: int, loss: float) -> None:
@@ -29,6 +31,9 @@ class Silent:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Ignore."""
+
+    def warn(self, text: str) -> None:
+        """Ignore: what matters is in metrics.jsonl, too."""
 
     def finish(self) -> None:
         """Ignore."""

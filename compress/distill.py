@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from edgekit.atomic import refuse_existing
+from edgekit.compress.changed_settings import Allowed, refuse_changes, refuse_other_data
 from edgekit.compress.distill_report import (
     DistillSummary,
     announce,
@@ -27,6 +29,7 @@ from edgekit.compress.probe import ClassHead, fit_probe
 from edgekit.compress.progress import TrainingDisplay
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.run_lock import locked, refuse_locked
 from edgekit.compress.teacher_store import TeacherTable, TeachPlan, read_embeddings, teach
 from edgekit.data import ImageDataset, check_broken, load_dataset
 from edgekit.errors import UsageError
@@ -101,17 +104,34 @@ class DistillConfig:
 
 
 def distill(
-    config: DistillConfig, terminal: Terminal, *, overwrite: bool = False, resume: bool = False
+    config: DistillConfig,
+    terminal: Terminal,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    allow_change: Collection[Allowed] = (),
 ) -> DistillSummary:
     """Train a student from a frozen teacher and leave a run folder.
+
+    Args:
+        config: what to distill.
+        terminal: shows it.
+        overwrite: replace a run that is there.
+        resume: continue a run that is there; begin one where none is.
+        allow_change: what may differ from the settings that a resumed run was begun with.
 
     Raises:
         EdgekitError: any of the errors that data, teacher, student and training name.
     """
     config.check()
-    if not resume:
-        refuse_existing(config.output, overwrite=overwrite)
     run = RunFolder(config.output)
+    refuse_locked(run.path)
+    resume = resume and run.facts_path.is_file()
+    changes: list[str] = []
+    if resume:
+        changes = refuse_changes(run, config.to_dict(), allow_change)
+    else:
+        refuse_existing(config.output, overwrite=overwrite)
     dataset = load_dataset(config.data, val_fraction=config.val_fraction, seed=config.recipe.fit.seed)
     fit_config = config.recipe.fit
     if not resume:
@@ -132,17 +152,24 @@ def distill(
         _start_from_teacher(student, head)
     teacher_facts = describe_teacher(config.teacher or config.teacher_embeddings, teacher, table, head, val)
     student_facts = describe_student(student)
-    if not resume or not run.facts_path.is_file():
-        _clear(run)
-        run.create(config.to_dict(), {"seed": config.recipe.fit.seed, "data": data_facts(dataset, train, val)})
-    run.update_facts({"teacher": teacher_facts, "student": student_facts})
-    if table is not None and head is not None:
-        keys = tuple(sample.key for sample in val.samples)
-        TeacherRecord(keys, table.val.astype(np.float32), head.weight.numpy(), head.bias.numpy()).save(run.path)
-    announce(terminal, dataset, teacher_facts, student_facts)
-    task = DistillTask(student, config.recipe, DistillData(train, val, table, head))
-    result = fit(task, config.recipe.fit, run, display=TrainingDisplay(terminal), resume=resume)
-    return summarise(run, task, result, terminal)
+    facts = {"seed": fit_config.seed, "data": data_facts(dataset, train, val)}
+    with locked(run.path):
+        if resume:
+            refuse_other_data(run, facts["data"])
+            for change in changes:
+                terminal.warn(f"resumed with another setting: {change}")
+            run.write_config(config.to_dict())
+        else:
+            _clear(run)
+            run.create(config.to_dict(), {**facts, "teacher": teacher_facts, "student": student_facts})
+            if table is not None and head is not None:
+                keys = tuple(sample.key for sample in val.samples)
+                record = TeacherRecord(keys, table.val.astype(np.float32), head.weight.numpy(), head.bias.numpy())
+                record.save(run.path)
+        announce(terminal, dataset, teacher_facts, student_facts)
+        task = DistillTask(student, config.recipe, DistillData(train, val, table, head))
+        result = fit(task, fit_config, run, display=TrainingDisplay(terminal), resume=resume)
+        return summarise(run, task, result, terminal)
 
 
 def _spec(config: DistillConfig, dataset: ImageDataset, contract: Preprocess, embed_dim: int) -> StudentSpec:
@@ -208,5 +235,6 @@ def _start_from_teacher(student: Student, head: ClassHead) -> None:
 def _clear(run: RunFolder) -> None:
     """Take away what a replaced run left, so that nothing of it is mistaken for this one."""
     left = (DistillTask.checkpoint_name, TEACHER_FILE, "run.json")
-    for path in (run.metrics_path, run.state_path, *(run.path / name for name in left)):
+    for path in (run.metrics_path, *(run.path / name for name in left)):
         path.unlink(missing_ok=True)
+    # the states go in `fit`

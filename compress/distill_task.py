@@ -74,10 +74,10 @@ class DistillTask:
         """Batches per epoch; their sizes differ by one at most, so that no last batch is too small for batch norm."""
         return max(1, round(len(self._ids) / self.recipe.fit.batch_size))
 
-    def batches(self, epoch: int, device: torch.device) -> Iterator[Batch]:
-        """Yield the batches of a 1-based epoch, a function of (seed, epoch) alone."""
+    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch) alone."""
         order = permutation(self.recipe.fit.seed, epoch, self._ids)
-        for rows in np.array_split(order, self.steps_per_epoch):
+        for rows in np.array_split(order, self.steps_per_epoch)[start:]:
             rows = np.sort(rows)  # one sweep through a memory map; a batch is a set
             views, teacher = self._views(rows, epoch)
             pixels = torch.from_numpy(self.data.train.pixels[rows]).to(device).permute(0, 3, 1, 2)

@@ -2,78 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
 
-from edgekit import atomic
+from edgekit.compress.checkpointing import Cadence, Checkpoints, Due
 from edgekit.compress.display import Display, Silent
-from edgekit.compress.ema import Ema
 from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.run_lock import locked
 from edgekit.compress.schedule import factor
-from edgekit.errors import EdgekitError, LoadError, UsageError, first_line
+from edgekit.compress.stopping import StopRequest, stop_signals
+from edgekit.compress.task import Task
+from edgekit.compress.training_state import FitResult, Position, TrainingState, parameter_groups, pick_device
+from edgekit.errors import EdgekitError, LoadError, StoppedError
+
+__all__ = ["DivergedError", "FitResult", "Task", "fit", "parameter_groups", "pick_device"]
 
 STEPS_PER_ROW = 50
 
 
-class Task(Protocol):
-    """What is trained: its model, batches, loss and evaluation.
-
-    `batches(epoch)` yields opaque batches in an order that is a function of (seed, epoch). `loss` returns named
-    scalars of which "loss" is minimised; names starting with "_" are counters (e.g. "_correct", "_labelled") that are
-    summed over the epoch. `evaluate` returns named values; `metric` names the one that the best checkpoint maximises.
-    """
-
-    model: nn.Module
-    metric: str
-    checkpoint_name: str
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    def batches(self, epoch: int, device: torch.device) -> Iterator[Any]: ...
-
-    def loss(self, model: nn.Module, batch: Any) -> Mapping[str, Tensor]: ...
-
-    def batch_length(self, batch: Any) -> int: ...
-
-    def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]: ...
-
-    def save(self, path: Path, model: nn.Module) -> None: ...
-
-
 class DivergedError(EdgekitError):
     """The loss is no longer a number (exit 1)."""
-
-
-@dataclass
-class FitResult:
-    """What training reached.
-
-    Attributes:
-        best_epoch: 1-based epoch of the best checkpoint.
-        best: the metric there.
-        last: the metric at the last epoch.
-        rows: one row per epoch, as in metrics.jsonl.
-        seconds: wall time of this call.
-    """
-
-    best_epoch: int = 0
-    best: float = -math.inf
-    last: float = math.nan
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def fit(
@@ -88,39 +42,19 @@ def fit(
         config: how.
         run: where the results go.
         display: shows progress.
-        resume: continue after the last finished epoch of this run folder.
+        resume: continue from the newest whole training state of this run folder, within an epoch too; on a CPU the
+            weights end bit for bit as they would have without the interruption.
 
     Raises:
         DivergedError: loss or gradient became NaN or infinite; the best checkpoint so far stays.
         LoadError: `resume` and the state cannot be read.
+        LockedError: another process trains into this folder.
+        StoppedError: Ctrl-C or SIGTERM; everything is saved.
         UsageError: the planned rate jumps up after warm-up, and `config.allow_restarts` is false.
+        WriteError: the disk is full; the last good state stays.
     """
-    return _Fit(task, config, run, display or Silent()).run(resume=resume)
-
-
-def pick_device(config: FitConfig) -> torch.device:
-    """Return the device that `config.device` stands for.
-
-    Raises:
-        UsageError: it is not there.
-    """
-    has_mps = torch.backends.mps.is_available()
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
-    if (config.device == "cuda" and not torch.cuda.is_available()) or (config.device == "mps" and not has_mps):
-        raise UsageError(f"--device {config.device} is not available here; use --device auto or cpu")
-    return torch.device(config.device)
-
-
-def parameter_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    """Split the parameters into decayed and not; `decay_matrices_only` leaves vectors (biases, norms) undecayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not config.decay_matrices_only:
-        return [{"params": trained, "weight_decay": config.weight_decay}]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    with locked(run.path):
+        return _Fit(task, config, run, display or Silent()).run(resume=resume)
 
 
 class _Fit:
@@ -128,161 +62,169 @@ class _Fit:
 
     def __init__(self, task: Task, config: FitConfig, run: RunFolder, display: Display) -> None:
         self.task, self.config, self.folder, self.display = task, config, run, display
-        self.device = pick_device(config)
-        # accelerate 1.15 keeps the first precision of a process and refuses another one; the process group stays
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no"
-        )
-        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        model = task.model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas)
-        self.ema = Ema(model, config.ema_decay) if config.ema_decay else None
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.result = FitResult()
-        self.first_epoch = 1
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The weights that count: the moving average where there is one."""
-        if self.ema is not None:
-            return self.ema.model
-        unwrapped: nn.Module = self.accelerator.unwrap_model(self.model)
-        return unwrapped
+        self.state = TrainingState(task.model, config)
+        self.checkpoints = Checkpoints(run.last, display.warn)
+        self.due = Due(Cadence.parse(config.checkpoint_every) if config.checkpoint_every else None)
+        self.request = StopRequest()
+        self.group_started, self.group_images = 0.0, 0
 
     def run(self, *, resume: bool) -> FitResult:
         started = time.perf_counter()
+        state, steps = self.state, self.task.steps_per_epoch
         if resume:
-            self._load_state()
-        done_steps = (self.first_epoch - 1) * self.task.steps_per_epoch
-        refuse_restarts(self.config, self.task.steps_per_epoch, done_steps=done_steps)
-        self.display.start(self.config.epochs, self.task.steps_per_epoch)
+            self._restore()
+        done_steps = (state.position.epoch - 1) * steps + state.position.step
+        refuse_restarts(self.config, steps, done_steps=done_steps)
+        if not resume:
+            self.checkpoints.clear()
+        self.display.start(self.config.epochs, steps, done_steps)
         try:
-            for epoch in range(self.first_epoch, self.config.epochs + 1):
-                epoch_started = time.perf_counter()
-                row = self._train_epoch(epoch)
-                row["evaluated"] = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
-                if row["evaluated"]:
-                    row.update(self._evaluate(epoch))
-                row["seconds"] = time.perf_counter() - epoch_started
-                self._finish_epoch(epoch, row)
+            with stop_signals() as self.request:
+                while state.position.epoch <= self.config.epochs:
+                    self._epoch()
         finally:
             self.display.finish()
-        self.result.seconds = time.perf_counter() - started
-        return self.result
+        state.result.seconds = time.perf_counter() - started
+        return state.result
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        self.model.train()
-        sums: dict[str, float] = {}
-        images, group_started, group_images = 0, time.perf_counter(), 0
-        lr = 0.0
-        history = [row[self.task.metric] for row in self.result.rows if self.task.metric in row]
-        for step, batch in enumerate(self.task.batches(epoch, self.device)):
-            at = epoch - 1 + step / self.task.steps_per_epoch
-            lr = self.config.lr * factor(self.config.schedule, at, self.config.epochs, history)
-            parts, grad_norm = self._step(batch, lr, (epoch - 1) * self.task.steps_per_epoch + step)
-            count = self.task.batch_length(batch)
-            images, group_images = images + count, group_images + count
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + (value if name.startswith("_") else value * count)
-            self.display.step(epoch, count, parts["loss"])
-            if (step + 1) % STEPS_PER_ROW == 0:
-                now = time.perf_counter()
-                self.folder.append_metrics(
-                    {"kind": "step", "epoch": epoch, "step": step + 1, "lr": lr, "grad_norm": grad_norm}
-                    | {name: value for name, value in parts.items() if not name.startswith("_")}
-                    | {"images_per_s": group_images / (now - group_started)}
-                )
-                group_started, group_images = now, 0
-        means = {name: value / images for name, value in sums.items() if not name.startswith("_")}
-        row = {"kind": "epoch", "epoch": epoch, "lr": lr, **means}
-        if sums.get("_labelled"):
-            row["train_acc"] = sums["_correct"] / sums["_labelled"]
-        return row
+    def _epoch(self) -> None:
+        """Train what is left of the epoch, evaluate, record, save."""
+        position = self.state.position
+        epoch, before, started = position.epoch, position.seconds, time.perf_counter()
+        self.state.model.train()
+        self.group_started, self.group_images = started, 0
+        history = [row[self.task.metric] for row in self.state.result.rows if self.task.metric in row]
+        for batch in self.task.batches(epoch, self.state.device, position.step):
+            self._step(batch, history)
+            position.seconds = before + time.perf_counter() - started
+            if self.request.signal is not None:
+                self._stop()
+            if self.due.step() and position.step < self.task.steps_per_epoch:  # else the epoch's end saves
+                self._save()
+        row = _epoch_row(position)
+        row["evaluated"] = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+        if row["evaluated"]:
+            row.update(self._evaluate(epoch))
+        row["seconds"] = before + time.perf_counter() - started
+        row["best"] = self.state.result.best_epoch == epoch
+        self.state.result.rows.append(row)
+        self.folder.append_metrics(row)
+        self.state.position = Position(epoch + 1)
+        self._save()
+        self.display.epoch(row)
+        if self.request.signal is not None and epoch < self.config.epochs:
+            self._stop(saved=True)
 
-    def _step(self, batch: Any, lr: float, global_step: int) -> tuple[dict[str, float], float]:
-        for group in self.optimizer.param_groups:
+    def _step(self, batch: Any, history: list[float]) -> None:
+        """Take one optimizer step and add it to the epoch's sums."""
+        position, steps = self.state.position, self.task.steps_per_epoch
+        at = position.epoch - 1 + position.step / steps
+        planned = factor(self.config.schedule, at, self.config.epochs, history)
+        position.lr = self.config.lr * planned * self.state.lr_scale
+        parts, grad_norm = self._update(batch, position.lr, (position.epoch - 1) * steps + position.step)
+        count = self.task.batch_length(batch)
+        position.step += 1
+        position.images, self.group_images = position.images + count, self.group_images + count
+        for name, value in parts.items():
+            weighted = value if name.startswith("_") else value * count
+            position.sums[name] = position.sums.get(name, 0.0) + weighted
+        self.display.step(position.epoch, count, parts["loss"])
+        if position.step % STEPS_PER_ROW == 0:
+            self._write_step_row(parts, grad_norm)
+
+    def _update(self, batch: Any, lr: float, global_step: int) -> tuple[dict[str, float], float]:
+        """Move the weights by one batch; return the loss parts and the gradient's norm."""
+        state = self.state
+        for group in state.optimizer.param_groups:
             group["lr"] = lr
         # dropout and stochastic depth draw from torch's generator: seeded per step, so that resuming is exact
         torch.manual_seed(self.config.seed * 1_000_003 + global_step)
-        with self.accelerator.autocast():
-            losses = self.task.loss(self.model, batch)
+        with state.accelerator.autocast():
+            losses = self.task.loss(state.model, batch)
         parts = {name: float(value.detach()) for name, value in losses.items()}
         self._check_finite("loss", parts["loss"], parts, global_step)
-        self.accelerator.backward(losses["loss"])
+        state.accelerator.backward(losses["loss"])
         limit = self.config.clip_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        norm = float(state.accelerator.clip_grad_norm_(state.model.parameters(), limit))
         self._check_finite("gradient's norm", norm, parts, global_step)  # before it reaches the weights
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update(self.accelerator.unwrap_model(self.model))
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        if state.ema is not None:
+            state.ema.update(state.plain)
         return parts, norm
 
     def _check_finite(self, what: str, value: float, parts: Mapping[str, float], global_step: int) -> None:
         if math.isfinite(value):
             return
         shown = ", ".join(f"{k} {v:.4g}" for k, v in parts.items() if not k.startswith("_"))
-        best = f"of epoch {self.result.best_epoch}" if self.result.best_epoch else "that there was not yet"
+        best_epoch = self.state.result.best_epoch
+        best = f"of epoch {best_epoch}" if best_epoch else "that there was not yet"
         raise DivergedError(
             f"the {what} became {value} at step {global_step + 1} ({shown}). The best checkpoint, {best}, stays in "
             f"{self.folder.path}. Lower --lr, or set clip_norm in the recipe"
         )
 
+    def _write_step_row(self, parts: Mapping[str, float], grad_norm: float) -> None:
+        position, now = self.state.position, time.perf_counter()
+        self.folder.append_metrics(
+            {"kind": "step", "epoch": position.epoch, "step": position.step, "lr": position.lr, "grad_norm": grad_norm}
+            | {name: value for name, value in parts.items() if not name.startswith("_")}
+            | {"images_per_s": self.group_images / (now - self.group_started)}
+        )
+        self.group_started, self.group_images = now, 0
+
     def _evaluate(self, epoch: int) -> dict[str, float]:
-        model = self.evaluated.eval()
+        model, result = self.state.evaluated.eval(), self.state.result
         with torch.no_grad():
-            values = dict(self.task.evaluate(model, self.device))
+            values = dict(self.task.evaluate(model, self.state.device))
         value = values[self.task.metric]
-        if value > self.result.best:
-            self.result.best, self.result.best_epoch = value, epoch
+        if value > result.best:
+            result.best, result.best_epoch = value, epoch
             self.task.save(self.folder.path / self.task.checkpoint_name, model)
-        self.result.last = value
+        result.last = value
         return values
 
-    def _finish_epoch(self, epoch: int, row: dict[str, Any]) -> None:
-        row["best"] = self.result.best_epoch == epoch
-        self.result.rows.append(row)
-        self.folder.append_metrics(row)
-        self._save_state(epoch)
-        self.display.epoch(row)
+    def _save(self) -> None:
+        content = self.state.to_bytes(self.task.steps_per_epoch, {})
+        self.checkpoints.save(content, epoch=self.state.position.epoch, step=self.state.position.step)
+        self.due.saved()
 
-    def _save_state(self, epoch: int) -> None:
-        state = {
-            "epoch": epoch,
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.model.state_dict(),
-            "ema_steps": 0 if self.ema is None else self.ema.steps,
-            "best": self.result.best,
-            "best_epoch": self.result.best_epoch,
-        }
-        buffer = io.BytesIO()  # not straight to the disk: torch hides a full one behind a RuntimeError of its own
-        torch.save(state, buffer)
-        atomic.write_bytes(self.folder.state_path, buffer.getvalue())
-
-    def _load_state(self) -> None:
-        path = self.folder.state_path
-        if not path.is_file():
-            self.folder.keep_metrics(0)  # killed before the first epoch ended: start over
+    def _restore(self) -> None:
+        """Continue from the newest state that can be read, or from the start where there is none yet."""
+        refused: LoadError | None = None
+        for entry, content in self.checkpoints.load():
+            name = str(self.folder.last / entry.name)
+            try:
+                self.state.restore(content, name, self.task.steps_per_epoch)
+            except LoadError as e:
+                if entry.sha256:  # whole, so another one will not fit either
+                    raise
+                refused = e
+                self.display.warn(f"{e}; going back to the one before")
+                continue
+            self.folder.keep_metrics(entry.epoch, entry.step)
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema is not None:
-                self.ema.model.load_state_dict(state["ema"])
-                self.ema.steps = state["ema_steps"]
-            self.first_epoch = state["epoch"] + 1
-            self.result.best, self.result.best_epoch = state["best"], state["best_epoch"]
-        # fed with another run's or a broken file, torch raises nearly anything
-        except Exception as e:
-            raise LoadError(
-                f"{path} cannot be resumed from: {first_line(e)}. Give the settings it was trained with, or start "
-                f"over with --overwrite"
-            ) from e
-        self.folder.keep_metrics(state["epoch"])
-        self.result.rows = [row for row in self.folder.read_metrics() if row["kind"] == "epoch"]
-        self.result.last = next(
-            (row[self.task.metric] for row in reversed(self.result.rows) if self.task.metric in row), math.nan
+        if refused is not None:
+            raise refused
+        self.folder.keep_metrics(1, 0)  # killed before the first state was written: start over
+
+    def _stop(self, *, saved: bool = False) -> None:
+        position, number = self.state.position, self.request.signal
+        assert number is not None
+        if not saved:
+            self._save()
+        raise StoppedError(
+            f"stopped in epoch {position.epoch} after {position.step} of its {self.task.steps_per_epoch} steps; "
+            f"everything is saved in {self.folder.path}: go on with --resume",
+            number,
         )
+
+
+def _epoch_row(position: Position) -> dict[str, Any]:
+    """Return the epoch's means as a row of metrics.jsonl."""
+    sums = position.sums
+    means = {name: value / position.images for name, value in sums.items() if not name.startswith("_")}
+    row = {"kind": "epoch", "epoch": position.epoch, "lr": position.lr, **means}
+    if sums.get("_labelled"):
+        row["train_acc"] = sums["_correct"] / sums["_labelled"]
+    return row

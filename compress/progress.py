@@ -33,14 +33,16 @@ class TrainingDisplay:
         self._epochs = 0
         self._started = time.perf_counter()
 
-    def start(self, epochs: int, steps_per_epoch: int) -> None:
-        """Open the bar."""
+    def start(self, epochs: int, steps_per_epoch: int, done_steps: int = 0) -> None:
+        """Open the bar; a resumed run begins at `done_steps`."""
         self._epochs = epochs
         self._started = time.perf_counter()
         if self._terminal.verbosity >= 0 and self._terminal.console.is_terminal:
             self._progress = self._terminal.progress()
             self._progress.start()
-            self._task = self._progress.add_task("training", total=epochs * steps_per_epoch, rate="")
+            self._task = self._progress.add_task(
+                "training", total=epochs * steps_per_epoch, completed=done_steps, rate=""
+            )
 
     def step(self, epoch: int, images: int, loss: float) -> None:
         """Advance the bar by one step."""
@@ -69,6 +71,10 @@ class TrainingDisplay:
         )
         mark = "  *" if row["best"] else ""
         self._terminal.say(f"{row['epoch']:>5}  {cells}{row['lr']:10.2e}{row['seconds']:9.1f}{mark}")
+
+    def warn(self, text: str) -> None:
+        """Show a warning above the bar."""
+        self._terminal.warn(text)
 
     def finish(self) -> None:
         """Close the bar."""

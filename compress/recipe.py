@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from edgekit.compress.checkpointing import Cadence
 from edgekit.compress.losses import FeatureLoss
 from edgekit.compress.schedule import ScheduleConfig
 from edgekit.errors import UsageError, did_you_mean
@@ -66,6 +67,7 @@ class FitConfig(_Frozen):
         precision: "bf16" runs autocast; "fp32" does not.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         channels_last: memory format of the pictures and weights; faster convolutions on CPUs and tensor cores.
+        checkpoint_every: save within epochs, too: every "200" steps, "60s" or "5m"; None saves at their ends only.
         allow_restarts: train even where the planned rate jumps up after warm-up (`edgekit.compress.plan_ahead`).
     """
 
@@ -83,7 +85,16 @@ class FitConfig(_Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     evaluate_every: int = Field(default=1, ge=1)
+    checkpoint_every: str | None = None
     allow_restarts: bool = False
+
+    @field_validator("checkpoint_every", mode="before")
+    @classmethod
+    def _an_interval(cls, value: object) -> object:
+        if value is not None:
+            Cadence.parse(str(value))
+            return str(value)
+        return None
 
 
 class Recipe(_Frozen):

@@ -2,7 +2,7 @@
 
 config.yaml           the resolved settings
 student.safetensors   the best checkpoint by the validation metric (clip.safetensors for a CLIP)
-last/state.pt         everything that resuming needs
+last/                 everything that resuming needs: the last two training states (`edgekit.compress.checkpointing`)
 metrics.jsonl         one row per group of steps and per epoch
 run.json              versions, seed, git commit, data fingerprint, hardware, teacher, final summary
 plots/*.png
@@ -11,6 +11,7 @@ plots/*.png
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -35,15 +36,20 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config_path = path / "config.yaml"
         self.facts_path = path / "run.json"
         self.metrics_path = path / "metrics.jsonl"
-        self.state_path = path / "last" / "state.pt"
+        self.last = path / "last"
         self.plots = path / "plots"
 
     def create(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Write config.yaml and run.json."""
-        atomic.write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self.write_config(config)
         self.update_facts(facts)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.yaml."""
+        atomic.write_text(self.config_path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def update_facts(self, facts: Mapping[str, Any]) -> None:
         """Merge `facts` into run.json."""
@@ -54,7 +60,7 @@ class RunFolder:
         """Read run.json.
 
         Raises:
-            LoadError: not there, or not JSON.
+            LoadError: not there, not JSON, or of a newer edgekit.
         """
         path = self.facts_path
         try:
@@ -63,6 +69,11 @@ class RunFolder:
             raise LoadError(f"{self.path} is not a run folder: {path.name} cannot be read ({e})") from e
         if not isinstance(content, dict):
             raise LoadError(f"{path} does not hold a mapping")
+        version = content.get("schema_version", SCHEMA_VERSION)
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise LoadError(
+                f"{path} was written by a newer edgekit (schema {version} > {SCHEMA_VERSION}); update edgekit"
+            )
         return content
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
@@ -89,9 +100,13 @@ class RunFolder:
                 rows.append(json.loads(line))
         return rows
 
-    def keep_metrics(self, epoch: int) -> None:
-        """Drop rows after `epoch`: a resumed run writes them again."""
-        rows = [row for row in self.read_metrics() if row["epoch"] <= epoch]
+    def keep_metrics(self, epoch: int, step: int = 0) -> None:
+        """Drop rows from after `step` steps of `epoch` (in progress): a resumed run writes them again."""
+        rows = [
+            row
+            for row in self.read_metrics()
+            if row["epoch"] < epoch or (row["epoch"] == epoch and row.get("step", math.inf) <= step)
+        ]
         atomic.write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -45,6 +45,14 @@ class LoadError(EdgekitError):
     exit_code = EXIT_LOAD
 
 
+class StoppedError(EdgekitError):
+    """A signal ended the command after it had saved its work (exit 128 + signal: 130 for Ctrl-C, 143 for SIGTERM)."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
 class MissingExtraError(LoadError):
     """An optional dependency is needed and absent (exit 3)."""
 

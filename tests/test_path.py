@@ -23,7 +23,7 @@ def test_run_folder_holds_what_design_promises(whole_path: WholePath) -> None:
         "run.json",
         "metrics.jsonl",
         "student.safetensors",
-        "last/state.pt",
+        "last/manifest.json",
         "plots/training.png",
     }
     assert expected <= names

@@ -9,6 +9,7 @@ import click
 
 from edgekit.cli.config_file import config_option
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
+from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
 from edgekit.terminal import print_json
 
 
@@ -53,11 +54,9 @@ from edgekit.terminal import print_json
 @click.option("--device", help="auto, cpu, mps or cuda.")
 @click.option("--teacher-store", type=EXISTING, help="Folder that keeps teacher embeddings between runs.")
 @click.option("--schedule", help="Learning-rate schedule by name; its parameters come from the recipe.")
-@click.option(
-    "--allow-restarts", is_flag=True, default=None, help="Train although the planned rate jumps up after warm-up."
-)
+@guard_options
 @config_option
-@click.option("--resume", is_flag=True, help="Continue the run in --output after its last finished epoch.")
+@resume_options
 @output_options("runs/distill", "Run folder")
 @talk_options
 def distill(**options: Any) -> None:
@@ -73,7 +72,7 @@ def distill(**options: Any) -> None:
     from edgekit.compress.recipe import load_recipe
     from edgekit.models.prompts import TEMPLATES
 
-    fit = {name: options[name] for name in ("epochs", "batch_size", "lr", "seed", "device", "allow_restarts")}
+    fit = {name: options[name] for name in ("epochs", "batch_size", "lr", "seed", "device", *GUARD_FIELDS)}
     fit["schedule"] = {"name": options["schedule"]}
     loss = {name: options[name] for name in ("alpha", "beta", "gamma", "temperature", "views")}
     config = DistillConfig(
@@ -90,6 +89,12 @@ def distill(**options: Any) -> None:
         max_broken=options["max_broken"],
         teacher_cache=options["teacher_store"],
     )
-    summary = run_distill(config, terminal, overwrite=options["overwrite"], resume=options["resume"])
+    summary = run_distill(
+        config,
+        terminal,
+        overwrite=options["overwrite"],
+        resume=bool(options["resume"]),
+        allow_change=options["allow_change"],
+    )
     if options["as_json"]:
         print_json("distill", dict(summary.facts))

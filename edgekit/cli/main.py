@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgekit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgekitError, did_you_mean
+from edgekit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgekitError, StoppedError, did_you_mean
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),
@@ -89,6 +89,9 @@ def run(args: list[str]) -> int:
     except SystemExit as e:
         # when the reader of our output goes away (`| head`), click puts a deaf stream in its place and ends so
         return EXIT_OK if sys.stdout is not stdout else int(e.code or 0)
+    except StoppedError as e:
+        sys.stderr.write(f"{e}\n")  # as asked for: no error
+        return e.exit_code
     except EdgekitError as e:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code

@@ -216,7 +216,10 @@ def test_ctrl_c_ends_with_130_and_the_run_can_be_continued(
     assert "error" not in err.strip().splitlines()[-1]
     done = len(epoch_rows(metrics))
     assert not [path for path in out.rglob(".*") if path.is_file()]  # no temporary file left behind
-    assert run([*settings, "--epochs", str(done + 1), "--resume", "-q"]) == 0
+    shorter = (*settings, "--epochs", str(done + 1), "--resume", "-q")
+    assert run([*shorter]) == 2
+    assert "fit.epochs was 5000" in capsys.readouterr().err  # a cosine over fewer epochs is another schedule
+    assert run([*shorter, "--allow-change", "schedule"]) == 0
     assert epoch_rows(metrics) == list(range(1, done + 2))
 
 
@@ -228,7 +231,8 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(
     before = files_of(tmp_path / "run")
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for arguments in (["--epochs", "3", "--resume"], ["--epochs", "1", "-o", str(tmp_path / "other")]):
+    longer = ["--epochs", "3", "--resume", "--allow-change", "schedule"]
+    for arguments in (longer, ["--epochs", "1", "-o", str(tmp_path / "other")]):
         capsys.readouterr()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         try:
@@ -241,7 +245,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(
         assert "cannot write" in line
         assert "File too large" in line
     after = files_of(tmp_path / "run")
-    kept = [name for name in before if name.endswith((".safetensors", ".pt", ".yaml"))]
+    kept = [name for name in before if name.endswith((".safetensors", ".pt", "manifest.json"))]
     assert len(kept) >= 3
     for name in kept:
         assert after[name] == before[name]

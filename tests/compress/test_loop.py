@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.atomic import WriteError
+from edgekit.compress.checkpointing import Checkpoints
+from edgekit.compress.display import Silent
 from edgekit.compress.ema import Ema
 from edgekit.compress.loop import DivergedError, FitResult, fit, parameter_groups, pick_device
 from edgekit.compress.recipe import FitConfig
@@ -29,6 +32,16 @@ Y = (X[:, 0] + X[:, 1] > 0).long()
 
 class Interrupted(Exception):
     """Stands for a kill in the middle of an epoch."""
+
+
+class Listening(Silent):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 class Sides:
@@ -47,10 +60,10 @@ class Sides:
         self.evaluated: list[nn.Module] = []
         self.epochs: list[int] = []
 
-    def batches(self, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.epochs.append(epoch)
         order = torch.randperm(len(X), generator=torch.Generator().manual_seed(epoch))
-        for number, rows in enumerate(order.split(16)):  # type: ignore[no-untyped-call]
+        for number, rows in list(enumerate(order.split(16)))[start:]:  # type: ignore[no-untyped-call]
             if epoch == self.stop_in_epoch and number == 3:
                 raise Interrupted
             x = X[rows].to(device)
@@ -265,21 +278,71 @@ def test_weight_decay_shrinks_exactly_the_decayed(tmp_path: Path) -> None:
         assert torch.allclose(parameter, shrunk, rtol=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "list", "foreign"])
-def test_a_state_that_cannot_be_resumed_from_is_one_line(tmp_path: Path, damage: str) -> None:
-    train(tmp_path, CONFIG.model_copy(update={"epochs": 1}))
-    path = RunFolder(tmp_path).state_path
-    whole = path.read_bytes()
-    if damage == "list":
-        torch.save([1, 2], path)
-    elif damage == "foreign":
-        torch.save(torch.load(path, weights_only=True) | {"model": nn.Linear(2, 2).state_dict()}, path)
-    else:
-        path.write_bytes({"cut": whole[: len(whole) // 2], "garbage": b"garbage", "empty": b""}[damage])
-    with pytest.raises(LoadError, match="cannot be resumed from") as caught:
+def states(path: Path) -> Checkpoints:
+    return Checkpoints(path / "last", lambda text: None)
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "gone"])
+def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_path: Path, damage: str) -> None:
+    _, whole = train(tmp_path)
+    newest = tmp_path / "last" / states(tmp_path).entries()[0].name
+    content = newest.read_bytes()
+    newest.write_bytes({"cut": content[: len(content) // 2], "garbage": b"garbage"}.get(damage, b""))
+    if damage == "gone":
+        newest.unlink()
+    shown = Listening()
+    task = Sides()
+    again = fit(task, CONFIG, RunFolder(tmp_path), display=shown, resume=True)
+    assert task.epochs == [4]
+    (warning,) = shown.warnings
+    assert str(newest) in warning
+    assert "going back to the one before" in warning
+    assert without_time(again.rows) == without_time(whole.rows)
+
+
+def test_without_any_whole_state_it_is_one_line(tmp_path: Path) -> None:
+    train(tmp_path)
+    for entry in states(tmp_path).entries():
+        (tmp_path / "last" / entry.name).write_bytes(b"garbage")
+    with pytest.raises(LoadError, match="none of its 2 training states is whole") as caught:
         train(tmp_path, resume=True)
     assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 1, "states": [{"name": "../../x", "epoch": 1}]}'])
+def test_a_lost_manifest_is_made_up_for_by_the_states(tmp_path: Path, content: str) -> None:
+    _, whole = train(tmp_path)
+    (tmp_path / "last" / "manifest.json").write_text(content, encoding="utf-8")
+    shown = Listening()
+    again = fit(Sides(), CONFIG, RunFolder(tmp_path), display=shown, resume=True)
+    assert "is damaged" in shown.warnings[0]
+    assert again.rows == whole.rows
+
+
+@pytest.mark.parametrize("damage", ["list", "foreign", "version", "state.pt", "manifest"])
+def test_a_state_of_something_else_is_one_line(tmp_path: Path, damage: str) -> None:
+    train(tmp_path, CONFIG.model_copy(update={"epochs": 1}))
+    store = states(tmp_path)
+    (entry,) = store.entries()
+    state = torch.load(tmp_path / "last" / entry.name, weights_only=True)
+    foreign = {
+        "list": [1, 2],
+        "foreign": state | {"model": nn.Linear(2, 2).state_dict()},
+        "version": state | {"version": 99},
+    }
+    if damage in foreign:
+        buffer = io.BytesIO()
+        torch.save(foreign[damage], buffer)
+        store.save(buffer.getvalue(), epoch=2, step=0)
+    elif damage == "manifest":
+        (tmp_path / "last" / "manifest.json").write_text('{"version": 99, "states": []}', encoding="utf-8")
+    else:
+        store.clear()
+        (tmp_path / "last" / "state.pt").write_bytes(b"of an old version")
+    with pytest.raises(LoadError) as caught:
+        train(tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "last") in str(caught.value)
 
 
 def test_a_moving_average_switched_on_at_resume_is_refused(tmp_path: Path) -> None:
@@ -289,23 +352,23 @@ def test_a_moving_average_switched_on_at_resume_is_refused(tmp_path: Path) -> No
 
 
 def test_a_full_disk_leaves_the_state_before_it(tmp_path: Path) -> None:
-    train(tmp_path, CONFIG.model_copy(update={"epochs": 1}))
-    before = RunFolder(tmp_path).state_path.read_bytes()
+    train(tmp_path, CONFIG.model_copy(update={"epochs": 2}))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "last").iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
-        with pytest.raises(WriteError, match=r"state\.pt"):
+        with pytest.raises(WriteError, match="state-000004"):
             train(tmp_path, resume=True, values=(0.0, 0.0, 0.0))  # no better checkpoint to write first
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert RunFolder(tmp_path).state_path.read_bytes() == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "last").iterdir()} == before
 
 
 def test_step_rows_are_written_every_fifty_steps(tmp_path: Path) -> None:
     class Long(Sides):
         steps_per_epoch = 120
 
-        def batches(self, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
             for _ in range(20):
                 yield from super().batches(epoch, device)
 

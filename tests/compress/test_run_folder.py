@@ -67,10 +67,19 @@ def test_rows_after_an_epoch_are_dropped(run: RunFolder) -> None:
     for epoch in (1, 2, 3):
         run.append_metrics({"kind": "step", "epoch": epoch})
         run.append_metrics({"kind": "epoch", "epoch": epoch})
-    run.keep_metrics(2)
+    run.keep_metrics(3)
     assert [row["epoch"] for row in run.read_metrics()] == [1, 1, 2, 2]
-    run.keep_metrics(0)
+    run.keep_metrics(1)
     assert run.read_metrics() == []
+
+
+def test_rows_from_after_a_step_of_the_epoch_in_progress_are_dropped(run: RunFolder) -> None:
+    rows: list[dict[str, object]] = [{"kind": "step", "epoch": 1, "step": 50}, {"kind": "epoch", "epoch": 1}]
+    rows += [{"kind": "step", "epoch": 2, "step": 50}, {"kind": "step", "epoch": 2, "step": 100}]
+    for row in (*rows, {"kind": "epoch", "epoch": 2}):
+        run.append_metrics(row)
+    run.keep_metrics(2, 70)
+    assert run.read_metrics() == rows[:3]
 
 
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(run: RunFolder) -> None:

@@ -1,0 +1,91 @@
+"""One writer per run folder: a lock that the system gives back when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from edgekit import atomic
+from edgekit.errors import UsageError
+
+_held: set[Path] = set()
+
+
+class LockedError(UsageError):
+    """Another process writes this run folder (exit 2)."""
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder for this process; a nested use in the same process passes.
+
+    The file stays behind, as removing a lock that another process has just opened would let two of them in.
+
+    Raises:
+        LockedError: naming the process that holds it.
+        WriteError: the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = run.resolve() / "last" / "lock"
+    if path in _held:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as e:
+        raise atomic.WriteError(f"cannot write {run}: {e.strerror or e}. Choose another -o/--output") from e
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(_in_use(run, os.pread(handle, 20, 0))) from None
+        except OSError:  # a network disk without locks: better to train than to refuse
+            pass
+        with suppress(OSError):  # the number is for the message only; a full disk has better errors ahead
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+    finally:
+        os.close(handle)
+
+
+def refuse_locked(run: Path) -> None:
+    """Raise now if another process writes the folder; create nothing.
+
+    Raises:
+        LockedError: naming the process that holds it.
+    """
+    path = run.resolve() / "last" / "lock"
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except (ImportError, OSError):
+        return
+    try:
+        if path not in _held:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(_in_use(run, os.pread(handle, 20, 0))) from None
+    except OSError:
+        return
+    finally:
+        os.close(handle)
+
+
+def _in_use(run: Path, pid: bytes) -> str:
+    return (
+        f"{run} is in use: process {pid.decode(errors='replace') or 'unknown'} trains into it. "
+        f"Wait for it, stop it, or choose another -o/--output"
+    )

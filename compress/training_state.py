@@ -1,0 +1,176 @@
+"""Everything that training changes, in one place: what a checkpoint holds, and how it comes back bit for bit."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from edgekit.compress.ema import Ema
+from edgekit.compress.recipe import FitConfig
+from edgekit.errors import LoadError, UsageError, first_line
+
+STATE_VERSION = 2
+
+
+@dataclass
+class Position:
+    """Where in the run training is, and what the epoch has summed up so far.
+
+    Attributes:
+        epoch: 1-based epoch in progress.
+        step: its steps that are done.
+        images: samples seen in it.
+        sums: named sums over it; loss parts are weighted by the batch's length.
+        seconds: wall time spent in it.
+        lr: rate of its last step.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    images: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    lr: float = 0.0
+
+
+@dataclass
+class FitResult:
+    """What training reached.
+
+    Attributes:
+        best_epoch: 1-based epoch of the best checkpoint.
+        best: the metric there.
+        last: the metric at the last epoch.
+        rows: one row per epoch, as in metrics.jsonl.
+        seconds: wall time of this call.
+    """
+
+    best_epoch: int = 0
+    best: float = -math.inf
+    last: float = math.nan
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def pick_device(config: FitConfig) -> torch.device:
+    """Return the device that `config.device` stands for.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    if (config.device == "cuda" and not torch.cuda.is_available()) or (config.device == "mps" and not has_mps):
+        raise UsageError(f"--device {config.device} is not available here; use --device auto or cpu")
+    return torch.device(config.device)
+
+
+def parameter_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
+    """Split the parameters into decayed and not; `decay_matrices_only` leaves vectors (biases, norms) undecayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not config.decay_matrices_only:
+        return [{"params": trained, "weight_decay": config.weight_decay}]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+class TrainingState:
+    """Model, optimizer, moving average, position and result of one run.
+
+    Attributes:
+        model: as Accelerate wraps it.
+        plain: the same weights unwrapped.
+        lr_scale: factor on every planned rate; below 1 after a rollback.
+    """
+
+    def __init__(self, model: nn.Module, config: FitConfig) -> None:
+        self.device = pick_device(config)
+        # accelerate 1.15 keeps the first precision of a process and refuses another one; the process group stays
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no"
+        )
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        model = model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas)
+        self.ema = Ema(model, config.ema_decay) if config.ema_decay else None
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.plain: nn.Module = self.accelerator.unwrap_model(self.model)
+        self.position, self.result, self.lr_scale = Position(), FitResult(), 1.0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that count: the moving average where there is one."""
+        return self.plain if self.ema is None else self.ema.model
+
+    def to_bytes(self, steps_per_epoch: int, guard: Mapping[str, Any]) -> bytes:
+        """Return the state as the bytes of a checkpoint.
+
+        Args:
+            steps_per_epoch: of the task, by which a changed batch size is noticed.
+            guard: the guard's own state, plain values and tensors.
+        """
+        state = {
+            "version": STATE_VERSION,
+            "position": asdict(self.position),
+            "steps_per_epoch": steps_per_epoch,
+            "model": self.plain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.model.state_dict(),
+            "ema_steps": 0 if self.ema is None else self.ema.steps,
+            "result": {name: value for name, value in vars(self.result).items() if name != "seconds"},
+            "lr_scale": self.lr_scale,
+            "guard": dict(guard),
+        }
+        buffer = io.BytesIO()  # not straight to the disk: torch hides a full one behind a RuntimeError of its own
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    def restore(self, content: bytes, name: str, steps_per_epoch: int) -> Mapping[str, Any]:
+        """Take over what `to_bytes` returned, and return the guard's part of it.
+
+        Raises:
+            LoadError: broken, of another version, or of a run with other settings; nothing is guaranteed of the
+                weights then.
+        """
+        try:
+            state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
+            version = state["version"]
+            if version == STATE_VERSION:
+                self._take(state, steps_per_epoch)
+                return dict(state["guard"])
+        # fed with another run's or a broken file, torch raises nearly anything
+        except Exception as e:
+            raise LoadError(
+                f"{name} cannot be resumed from: {first_line(e)}. Give the settings it was trained with, or start "
+                f"over with --overwrite"
+            ) from e
+        raise LoadError(
+            f"{name} cannot be resumed from: it is of version {version}, this edgekit reads {STATE_VERSION}. Use the "
+            f"edgekit that began the run (run.json names it), or start over with --overwrite"
+        )
+
+    def _take(self, state: Mapping[str, Any], steps_per_epoch: int) -> None:
+        if state["steps_per_epoch"] != steps_per_epoch and state["position"]["step"]:
+            raise ValueError(f"it stopped within an epoch of {state['steps_per_epoch']} steps, now {steps_per_epoch}")
+        if (state["ema"] is None) != (self.ema is None):
+            raise ValueError(f"it was trained {'without' if state['ema'] is None else 'with'} a moving average")
+        self.plain.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(state["ema"])
+            self.ema.steps = state["ema_steps"]
+        self.position = Position(**state["position"])
+        self.result = FitResult(**state["result"])
+        self.lr_scale = state["lr_scale"]

@@ -1,0 +1,54 @@
+"""Options of every command that trains: how it is watched, saved and continued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+GUARD_FIELDS = ("checkpoint_every", "allow_restarts")
+"""Fields of `FitConfig` that `guard_options` sets."""
+
+
+class _Resume(click.Choice[str]):
+    """The value of --resume: "auto", or `true` in a settings file; `false` there means not to."""
+
+    def __init__(self) -> None:
+        super().__init__(["auto"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in (False, "False", "false"):
+            return ""
+        return super().convert("auto" if value in (True, "True", "true") else value, param, ctx)
+
+
+def resume_options(command: _Command) -> _Command:
+    """Add --resume [auto] and --allow-change."""
+    command = click.option(
+        "--allow-change",
+        type=click.Choice(["schedule"]),
+        multiple=True,
+        help="Resume although this differs from what the run was begun with.",
+    )(command)
+    return click.option(
+        "--resume",
+        is_flag=False,
+        flag_value="auto",
+        type=_Resume(),
+        help="Continue the run in --output from its last saved step; begin it where there is none.",
+    )(command)
+
+
+def guard_options(command: _Command) -> _Command:
+    """Add the options that set `GUARD_FIELDS`; the command gets None for those not given."""
+    command = click.option(
+        "--allow-restarts", is_flag=True, default=None, help="Train although the planned rate jumps up after warm-up."
+    )(command)
+    return click.option(
+        "--checkpoint-every",
+        metavar="N|Ns|Nm",
+        help="Save within epochs, too: every N steps, seconds (60s) or minutes (5m).",
+    )(command)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import MissingExtraError
+from edgekit.errors import MissingExtraError, UsageError
 from edgekit.export.calibration import Observe, Run, collect
 from edgekit.export.onnx import save_onnx
 from edgekit.export.onnx_graph import OnnxGraph, attribute, of_kind
@@ -83,6 +83,7 @@ def quantize_onnx(
         DataError: too few or unusable calibration images, or an activation that is not finite.
         LoadError: `float_path` cannot be read.
         MissingExtraError: onnx or onnxruntime is not installed.
+        UsageError: the model has nothing to quantize.
     """
     config = config or Int8Config()
     graph = OnnxGraph.read(float_path)
@@ -91,6 +92,11 @@ def quantize_onnx(
     shapes = tensor_shapes(graph)
     products = open_attention(graph, shapes, config.attention_tokens) if config.attention_tokens else []
     layers, weights, left = choose(graph, config, shapes)
+    if not layers and not products:
+        raise UsageError(
+            f"{float_path.name} has no layer that gains from 8 bits: {len(left)} stay float, none is left. "
+            "Export it as fp16 or fp32, or lower `thin_channels`"
+        )
     statistics = collect(activation_runner(graph, activations_of(graph, layers, products)), batches)
     ranges = {**statistics.ranges(config.ranges), **{entry.name: PIXEL_RANGE for entry in graph.model.graph.input}}
     counts = Counter(node.op_type for node in graph.nodes if node.name in layers)

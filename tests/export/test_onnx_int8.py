@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from edgekit.errors import DataError, LoadError
+from edgekit.errors import DataError, LoadError, UsageError
 from edgekit.export.onnx import export_naive, export_onnx
 from edgekit.export.onnx_graph import OnnxGraph
 from edgekit.export.onnx_int8 import Int8Config, quantize_onnx
@@ -203,3 +203,19 @@ def test_codes_of_a_known_layer(tmp_path: Path) -> None:
     stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer}
     assert stored["w.codes"].tolist() == [[50, -127], [127, 0]]
     assert stored["w.scale"].ravel() == pytest.approx([0.01, 2 / 127])
+
+
+def test_a_net_with_nothing_to_quantize_is_a_clear_error(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "weight")
+    node = helper.make_node("Conv", ["image", "weight"], ["logits"], name="stem")
+    graph = helper.make_graph(
+        [node],
+        "thin",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1, 4, 6, 6])],
+        [weight],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "a.onnx")
+    with pytest.raises(UsageError, match="no layer that gains from 8 bits"):
+        quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", batches)
+    assert not (tmp_path / "b.onnx").exists()

@@ -51,6 +51,6 @@ def plot_run(
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)  # a path, in which "$" is no formula
     with atomic.atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=110)

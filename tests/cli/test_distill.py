@@ -147,6 +147,18 @@ def test_from_a_clip_through_its_prompts(data: Path, tmp_path: Path, capsys: Cap
     assert "by prompts" in result["stderr"]
 
 
+@pytest.mark.slow
+def test_from_a_real_vit_b_32_with_random_weights(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The true teacher path at its true size: 151 million weights, 224 px, seven prompts for each class."""
+    result = distill(
+        capsys, "--data", data, *SMALL, "--teacher", "ViT-B-32:random", "--views", 1, "--epochs", 1,
+        "-o", tmp_path / "run",
+    )  # fmt: skip
+    check_run_folder(tmp_path / "run", result, teacher=True)
+    assert result["teacher"]["class_scores"] == "prompts"
+    assert (result["teacher"]["parameters"], result["teacher"]["embed_dim"]) == (151_277_313, 512)
+
+
 def test_without_a_teacher(data: Path, tmp_path: Path, capsys: Capture) -> None:
     result = distill(capsys, "--data", data, *SMALL, *ALONE, "--epochs", 3, "-o", tmp_path / "run")
     check_run_folder(tmp_path / "run", result, teacher=False)

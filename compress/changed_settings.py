@@ -41,9 +41,10 @@ def changed_settings(run: RunFolder, settings: Mapping[str, Any]) -> dict[str, t
     old, new = _flat(then), _flat(yaml.safe_load(yaml.safe_dump(dict(settings))))
     different = {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
     epochs = different.get(f"{_FIT}epochs")
-    only_epochs = epochs is not None and not any(name.startswith(_SCHEDULE[1:]) for name in different)
-    if only_epochs and _same_rate(ScheduleConfig(**settings["recipe"]["fit"]["schedule"]), *epochs):
-        del different[f"{_FIT}epochs"]
+    if epochs is not None and not any(name.startswith(_SCHEDULE[1:]) for name in different):
+        schedule = ScheduleConfig(**settings["recipe"]["fit"]["schedule"])
+        if _same_rate(schedule, then=epochs[0], now=epochs[1]):
+            del different[f"{_FIT}epochs"]
     return {name: pair for name, pair in different.items() if name not in _FREE}
 
 
@@ -105,7 +106,7 @@ def _flat(values: object, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _same_rate(schedule: ScheduleConfig, then: int, now: int) -> bool:
+def _same_rate(schedule: ScheduleConfig, *, then: int, now: int) -> bool:
     """Return whether more or fewer epochs leave the rate of the shared ones as it was, as under a constant rate."""
     shared = min(then, now)
     places = [shared * part / 200 for part in range(200)]

@@ -152,16 +152,17 @@ def distill(
         _start_from_teacher(student, head)
     teacher_facts = describe_teacher(config.teacher or config.teacher_embeddings, teacher, table, head, val)
     student_facts = describe_student(student)
-    facts = {"seed": fit_config.seed, "data": data_facts(dataset, train, val)}
+    data = data_facts(dataset, train, val)
     with locked(run.path):
         if resume:
-            refuse_other_data(run, facts["data"])
+            refuse_other_data(run, data)
             for change in changes:
                 terminal.warn(f"resumed with another setting: {change}")
             run.write_config(config.to_dict())
         else:
             _clear(run)
-            run.create(config.to_dict(), {**facts, "teacher": teacher_facts, "student": student_facts})
+            facts = {"seed": fit_config.seed, "data": data, "teacher": teacher_facts, "student": student_facts}
+            run.create(config.to_dict(), facts)
             if table is not None and head is not None:
                 keys = tuple(sample.key for sample in val.samples)
                 record = TeacherRecord(keys, table.val.astype(np.float32), head.weight.numpy(), head.bias.numpy())

@@ -1,0 +1,118 @@
+"""A small training that runs in a process of its own, so that the process can be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgekit.compress.loop import fit
+from edgekit.compress.recipe import FitConfig
+from edgekit.compress.run_folder import RunFolder
+from edgekit.errors import EdgekitError
+
+BEST = "best.pt"
+CONFIG = FitConfig(epochs=4, batch_size=16, lr=0.01, ema_decay=0.9, clip_norm=1.0, device="cpu", checkpoint_every="5")
+
+
+class Pictures:
+    """Tell noise patterns apart with a net that has batch norm and dropout; a step takes about `pause_s`."""
+
+    metric = "val_acc"
+    checkpoint_name = BEST
+    steps_per_epoch = 12
+
+    def __init__(self, pause_s: float = 0.0, started: Event | None = None) -> None:
+        torch.manual_seed(0)
+        self.pause_s, self.started = pause_s, started
+        self.model: nn.Module = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8 * 36, 3)
+        )
+        generator = torch.Generator().manual_seed(1)
+        self.y = torch.arange(192) % 3
+        means = torch.randn(3, 3, 8, 8, generator=generator)
+        self.x = means[self.y] * 0.5 + torch.randn(192, 3, 8, 8, generator=generator)
+
+    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Tensor]:
+        order = torch.randperm(192, generator=torch.Generator().manual_seed(epoch))
+        for rows in order.split(16)[start:]:  # type: ignore[no-untyped-call]
+            if self.started is not None:
+                self.started.set()
+            time.sleep(self.pause_s)
+            yield rows
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
+        return {"loss": F.cross_entropy(model(self.x[batch]), self.y[batch])}
+
+    def batch_length(self, batch: Tensor) -> int:
+        return len(batch)
+
+    def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
+        return {"val_acc": float((model(self.x).argmax(1) == self.y).float().mean())}
+
+    def save(self, path: Path, model: nn.Module) -> None:
+        from edgekit import atomic
+
+        with atomic.atomic_path(path) as temporary:
+            torch.save(model.state_dict(), temporary)
+
+
+def server() -> ForkServerContext:
+    """Return a context whose processes start with torch loaded: in milliseconds, and really processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "edgekit.compress.loop"])
+    return context
+
+
+def start(
+    folder: Path, *, pause_s: float = 0.0, die_at: int | None = None, started: Event | None = None
+) -> ForkServerProcess:
+    """Start or resume the training in `folder`.
+
+    Args:
+        folder: the run folder.
+        pause_s: makes every step slower.
+        die_at: kill the process just before its file operation of this number in `folder`.
+        started: set at the first step.
+    """
+    process = server().Process(target=_work, args=(folder, pause_s, die_at, started))
+    process.start()
+    return process
+
+
+def _work(folder: Path, pause_s: float, die_at: int | None, started: Event | None) -> None:
+    torch.set_num_threads(1)
+    run = RunFolder(folder)
+    if not run.facts_path.is_file():
+        run.create({}, {})
+    if die_at is not None:
+        _die_at(folder, die_at)
+    try:
+        fit(Pictures(pause_s, started), CONFIG, run, resume=True)
+    except EdgekitError as e:
+        folder.with_suffix(".error").write_text(str(e), encoding="utf-8")
+        os._exit(e.exit_code)
+
+
+def _die_at(folder: Path, number: int) -> None:
+    count = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(args[0]).startswith(str(folder)):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)

@@ -1,0 +1,103 @@
+"""A training process is really killed, again and again; what it ends with is bit for bit what it would have been."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killable_for_tests import BEST, CONFIG, server, start
+from torch import Tensor
+
+from edgekit.compress.checkpointing import Checkpoints
+from edgekit.compress.run_folder import RunFolder
+
+KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert wait(start(folder)) == 0
+    return folder
+
+
+def wait(process: ForkServerProcess) -> int:
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def newest_state(folder: Path) -> Any:
+    store = Checkpoints(folder / "last", pytest.fail)
+    return torch.load(folder / "last" / store.entries()[0].name, weights_only=True)
+
+
+def assert_same(one: Any, other: Any, place: str = "") -> None:
+    """Compare nested values to the last bit; wall times aside."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one.keys() - {"seconds", "images_per_s"}:
+            assert_same(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), place
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{place}[{number}]")
+    else:
+        assert one == other or one != one, place
+
+
+def assert_same_run(folder: Path, undisturbed: Path) -> None:
+    """Compare weights, average, optimizer, schedule, best checkpoint and metrics of two finished runs."""
+    state = newest_state(folder)
+    assert state["ema"] and state["optimizer"]["state"]
+    assert state["position"]["epoch"] == CONFIG.epochs + 1
+    assert_same(state, newest_state(undisturbed))
+    assert_same(*(torch.load(path / BEST, weights_only=True) for path in (folder, undisturbed)))
+    assert_same(*(RunFolder(path).read_metrics() for path in (folder, undisturbed)))
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_at_random_moments_it_ends_bitwise_the_same(tmp_path: Path, undisturbed: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    reached = []
+    for _ in range(KILLS):
+        started = server().Event()
+        process = start(tmp_path / "run", pause_s=0.02, started=started)
+        assert started.wait(60)
+        time.sleep(rng.uniform(0.0, 0.3))
+        assert process.exitcode is None, "it ended before it could be killed; slow it down"
+        process.kill()
+        assert wait(process) == -signal.SIGKILL
+        reached.append([(e.epoch, e.step) for e in Checkpoints(tmp_path / "run" / "last", pytest.fail).entries()][:1])
+    assert wait(start(tmp_path / "run")) == 0
+    assert any(position and position[0][1] for position in reached), f"no resume began within an epoch: {reached}"
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        json.loads(line)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_before_any_file_operation_it_ends_bitwise_the_same(tmp_path: Path, undisturbed: Path) -> None:
+    """Between opening, renaming and removing lie all states that the disk can be in."""
+    killed = 0
+    for number in range(1, 60):
+        folder = tmp_path / str(number)
+        process = start(folder, die_at=number)
+        if wait(process) == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+        assert not [path for path in folder.rglob("state-*.pt") if path.stat().st_size == 0]
+        assert wait(start(folder)) == 0
+        assert_same_run(folder, undisturbed)
+    assert killed > 50

@@ -17,6 +17,8 @@ class Display(Protocol):
 
     def warn(self, text: str) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def finish(self) -> None: ...
 
 
@@ -34,6 +36,9 @@ class Silent:
 
     def warn(self, text: str) -> None:
         """Ignore: what matters is in metrics.jsonl, too."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""
 
     def finish(self) -> None:
         """Ignore."""

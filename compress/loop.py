@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from edgekit.compress.checkpointing import Cadence, Checkpoints, Due
+from edgekit.compress.checkpointing import KEPT, Cadence, Checkpoints, Due, Entry
 from edgekit.compress.display import Display, Silent
+from edgekit.compress.guard import Trouble, ran_out_of_patience
 from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.run_folder import RunFolder
@@ -19,15 +20,12 @@ from edgekit.compress.schedule import factor
 from edgekit.compress.stopping import StopRequest, stop_signals
 from edgekit.compress.task import Task
 from edgekit.compress.training_state import FitResult, Position, TrainingState, parameter_groups, pick_device
-from edgekit.errors import EdgekitError, LoadError, StoppedError
+from edgekit.compress.watch import MOST_ROLLBACKS, DivergedError, TroubleError, Watch
+from edgekit.errors import LoadError, StoppedError
 
 __all__ = ["DivergedError", "FitResult", "Task", "fit", "parameter_groups", "pick_device"]
 
 STEPS_PER_ROW = 50
-
-
-class DivergedError(EdgekitError):
-    """The loss is no longer a number (exit 1)."""
 
 
 def fit(
@@ -46,7 +44,8 @@ def fit(
             weights end bit for bit as they would have without the interruption.
 
     Raises:
-        DivergedError: loss or gradient became NaN or infinite; the best checkpoint so far stays.
+        DivergedError: loss or gradient became NaN or infinite, or `config.guard` stopped at other serious trouble; the
+            best checkpoint and the last good state stay.
         LoadError: `resume` and the state cannot be read.
         LockedError: another process trains into this folder.
         StoppedError: Ctrl-C or SIGTERM; everything is saved.
@@ -62,7 +61,8 @@ class _Fit:
 
     def __init__(self, task: Task, config: FitConfig, run: RunFolder, display: Display) -> None:
         self.task, self.config, self.folder, self.display = task, config, run, display
-        self.state = TrainingState(task.model, config)
+        self.state = TrainingState(task.model, config, task.steps_per_epoch)
+        self.watch = Watch(self.state, config, run, self.display)
         self.checkpoints = Checkpoints(run.last, display.warn)
         self.due = Due(Cadence.parse(config.checkpoint_every) if config.checkpoint_every else None)
         self.request = StopRequest()
@@ -77,10 +77,12 @@ class _Fit:
         refuse_restarts(self.config, steps, done_steps=done_steps)
         if not resume:
             self.checkpoints.clear()
+        if self.config.guard == "rollback" and not done_steps:
+            self._save()  # there is always something to go back to
         self.display.start(self.config.epochs, steps, done_steps)
         try:
             with stop_signals() as self.request:
-                while state.position.epoch <= self.config.epochs:
+                while state.position.epoch <= self.config.epochs and not self._enough():
                     self._epoch()
         finally:
             self.display.finish()
@@ -88,6 +90,12 @@ class _Fit:
         return state.result
 
     def _epoch(self) -> None:
+        try:
+            self._train_epoch()
+        except TroubleError as e:
+            self._act(e.trouble)
+
+    def _train_epoch(self) -> None:
         """Train what is left of the epoch, evaluate, record, save."""
         position = self.state.position
         epoch, before, started = position.epoch, position.seconds, time.perf_counter()
@@ -102,11 +110,11 @@ class _Fit:
             if self.due.step() and position.step < self.task.steps_per_epoch:  # else the epoch's end saves
                 self._save()
         row = _epoch_row(position)
-        row["evaluated"] = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+        row["evaluated"], row["best"] = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs, False
         if row["evaluated"]:
             row.update(self._evaluate(epoch))
         row["seconds"] = before + time.perf_counter() - started
-        row["best"] = self.state.result.best_epoch == epoch
+        self.watch.epoch([*self.state.result.rows, row], self.task.metric)
         self.state.result.rows.append(row)
         self.folder.append_metrics(row)
         self.state.position = Position(epoch + 1)
@@ -137,32 +145,63 @@ class _Fit:
         state = self.state
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        # dropout and stochastic depth draw from torch's generator: seeded per step, so that resuming is exact
-        torch.manual_seed(self.config.seed * 1_000_003 + global_step)
-        with state.accelerator.autocast():
-            losses = self.task.loss(state.model, batch)
+        losses = self._losses(batch, global_step)
         parts = {name: float(value.detach()) for name, value in losses.items()}
-        self._check_finite("loss", parts["loss"], parts, global_step)
+        self.watch.loss(parts, lambda: self._losses(batch, global_step))
         state.accelerator.backward(losses["loss"])
-        limit = self.config.clip_norm or math.inf
-        norm = float(state.accelerator.clip_grad_norm_(state.model.parameters(), limit))
-        self._check_finite("gradient's norm", norm, parts, global_step)  # before it reaches the weights
+        norm, norms = self.watch.gradients.clip(self.config.clip_norm)
+        self.watch.gradient(parts, norm, norms, lr)  # before it reaches the weights
         state.optimizer.step()
         state.optimizer.zero_grad()
         if state.ema is not None:
             state.ema.update(state.plain)
         return parts, norm
 
-    def _check_finite(self, what: str, value: float, parts: Mapping[str, float], global_step: int) -> None:
-        if math.isfinite(value):
-            return
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in parts.items() if not k.startswith("_"))
-        best_epoch = self.state.result.best_epoch
-        best = f"of epoch {best_epoch}" if best_epoch else "that there was not yet"
-        raise DivergedError(
-            f"the {what} became {value} at step {global_step + 1} ({shown}). The best checkpoint, {best}, stays in "
-            f"{self.folder.path}. Lower --lr, or set clip_norm in the recipe"
+    def _losses(self, batch: Any, global_step: int) -> Mapping[str, Tensor]:
+        # dropout and stochastic depth draw from torch's generator: seeded per step, so that resuming is exact
+        torch.manual_seed(self.config.seed * 1_000_003 + global_step)
+        with self.state.accelerator.autocast():
+            return self.task.loss(self.state.model, batch)
+
+    def _enough(self) -> bool:
+        """Return whether the metric has not got better for too long, and say so."""
+        result, patience = self.state.result, self.config.patience
+        if not ran_out_of_patience(result.rows, self.task.metric, patience):
+            return False
+        self.display.note(
+            f"stopped early after epoch {self.state.position.epoch - 1}: no better {self.task.metric} than "
+            f"{result.best:.4g} of epoch {result.best_epoch} in {patience} evaluations"
         )
+        return True
+
+    def _act(self, trouble: Trouble) -> None:
+        """Go back to a state from before the trouble, or end the run."""
+        result = self.state.result
+        if self.config.guard == "rollback" and self.watch.rollbacks < MOST_ROLLBACKS:
+            # trouble again: the newest state may have it in already, so take the one before
+            entry = self._go_back(skip=min(self.watch.rollbacks, KEPT - 1))
+            self.watch.roll_back(trouble, f"epoch {entry.epoch}, step {entry.step}")
+            return
+        best = f"of epoch {result.best_epoch}" if result.best_epoch else "that there was not yet"
+        again = f" after {self.watch.rollbacks} rollbacks" if self.watch.rollbacks else ""
+        raise DivergedError(
+            f"{trouble.message}{again}. The best checkpoint, {best}, stays in {self.folder.path}. Lower --lr, or set "
+            f"clip_norm in the recipe"
+        )
+
+    def _go_back(self, *, skip: int) -> Entry:
+        """Restore the newest state but `skip`, keeping the best result and the lower rate; forget what came after."""
+        before, scale = self.state.result, self.state.lr_scale
+        entry, content = list(self.checkpoints.load())[: skip + 1][-1]
+        self.watch.restore(self.state.restore(content, str(self.folder.last / entry.name)))
+        result = self.state.result
+        if before.best > result.best:  # its checkpoint is on the disk
+            result.best, result.best_epoch = before.best, before.best_epoch
+        self.state.lr_scale = min(scale, self.state.lr_scale)
+        self.checkpoints.forget_after(entry)
+        self.folder.keep_metrics(entry.epoch, entry.step)
+        self.state.optimizer.zero_grad()
+        return entry
 
     def _write_step_row(self, parts: Mapping[str, float], grad_norm: float) -> None:
         position, now = self.state.position, time.perf_counter()
@@ -173,19 +212,22 @@ class _Fit:
         )
         self.group_started, self.group_images = now, 0
 
-    def _evaluate(self, epoch: int) -> dict[str, float]:
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
+        """Evaluate the weights that count, and save them if they are the best so far."""
         model, result = self.state.evaluated.eval(), self.state.result
         with torch.no_grad():
             values = dict(self.task.evaluate(model, self.state.device))
         value = values[self.task.metric]
-        if value > result.best:
+        better = value > result.best
+        if better:
             result.best, result.best_epoch = value, epoch
             self.task.save(self.folder.path / self.task.checkpoint_name, model)
         result.last = value
-        return values
+        return {**values, "best": better}
 
     def _save(self) -> None:
-        content = self.state.to_bytes(self.task.steps_per_epoch, {})
+        self.watch.weights()
+        content = self.state.to_bytes(self.watch.state())
         self.checkpoints.save(content, epoch=self.state.position.epoch, step=self.state.position.step)
         self.due.saved()
 
@@ -195,7 +237,7 @@ class _Fit:
         for entry, content in self.checkpoints.load():
             name = str(self.folder.last / entry.name)
             try:
-                self.state.restore(content, name, self.task.steps_per_epoch)
+                self.watch.restore(self.state.restore(content, name))
             except LoadError as e:
                 if entry.sha256:  # whole, so another one will not fit either
                     raise

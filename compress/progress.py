@@ -76,6 +76,10 @@ class TrainingDisplay:
         """Show a warning above the bar."""
         self._terminal.warn(text)
 
+    def note(self, text: str) -> None:
+        """Show a line above the bar."""
+        self._terminal.say(text)
+
     def finish(self) -> None:
         """Close the bar."""
         if self._progress is not None:

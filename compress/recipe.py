@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgekit.compress.checkpointing import Cadence
+from edgekit.compress.guard import Action
 from edgekit.compress.losses import FeatureLoss
 from edgekit.compress.schedule import ScheduleConfig
 from edgekit.errors import UsageError, did_you_mean
@@ -68,6 +69,9 @@ class FitConfig(_Frozen):
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         channels_last: memory format of the pictures and weights; faster convolutions on CPUs and tensor cores.
         checkpoint_every: save within epochs, too: every "200" steps, "60s" or "5m"; None saves at their ends only.
+        guard: what to do at serious trouble (`edgekit.compress.guard`): "warn", "rollback" to the last good state with
+            half the rate, or "stop".
+        patience: evaluations without a better metric after which training ends; 0 is off.
         allow_restarts: train even where the planned rate jumps up after warm-up (`edgekit.compress.plan_ahead`).
     """
 
@@ -86,6 +90,8 @@ class FitConfig(_Frozen):
     channels_last: bool = False
     evaluate_every: int = Field(default=1, ge=1)
     checkpoint_every: str | None = None
+    guard: Action = "warn"
+    patience: int = Field(default=0, ge=0)
     allow_restarts: bool = False
 
     @field_validator("checkpoint_every", mode="before")

@@ -91,11 +91,12 @@ class TrainingState:
     Attributes:
         model: as Accelerate wraps it.
         plain: the same weights unwrapped.
+        steps_per_epoch: of the task, by which a changed batch size is noticed.
         lr_scale: factor on every planned rate; below 1 after a rollback.
     """
 
-    def __init__(self, model: nn.Module, config: FitConfig) -> None:
-        self.device = pick_device(config)
+    def __init__(self, model: nn.Module, config: FitConfig, steps_per_epoch: int) -> None:
+        self.device, self.steps_per_epoch = pick_device(config), steps_per_epoch
         # accelerate 1.15 keeps the first precision of a process and refuses another one; the process group stays
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
@@ -114,17 +115,12 @@ class TrainingState:
         """The weights that count: the moving average where there is one."""
         return self.plain if self.ema is None else self.ema.model
 
-    def to_bytes(self, steps_per_epoch: int, guard: Mapping[str, Any]) -> bytes:
-        """Return the state as the bytes of a checkpoint.
-
-        Args:
-            steps_per_epoch: of the task, by which a changed batch size is noticed.
-            guard: the guard's own state, plain values and tensors.
-        """
+    def to_bytes(self, guard: Mapping[str, Any]) -> bytes:
+        """Return the state as the bytes of a checkpoint; `guard` is the guard's, plain values and tensors."""
         state = {
             "version": STATE_VERSION,
             "position": asdict(self.position),
-            "steps_per_epoch": steps_per_epoch,
+            "steps_per_epoch": self.steps_per_epoch,
             "model": self.plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.model.state_dict(),
@@ -137,7 +133,7 @@ class TrainingState:
         torch.save(state, buffer)
         return buffer.getvalue()
 
-    def restore(self, content: bytes, name: str, steps_per_epoch: int) -> Mapping[str, Any]:
+    def restore(self, content: bytes, name: str) -> Mapping[str, Any]:
         """Take over what `to_bytes` returned, and return the guard's part of it.
 
         Raises:
@@ -148,7 +144,7 @@ class TrainingState:
             state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
             version = state["version"]
             if version == STATE_VERSION:
-                self._take(state, steps_per_epoch)
+                self._take(state)
                 return dict(state["guard"])
         # fed with another run's or a broken file, torch raises nearly anything
         except Exception as e:
@@ -161,9 +157,10 @@ class TrainingState:
             f"edgekit that began the run (run.json names it), or start over with --overwrite"
         )
 
-    def _take(self, state: Mapping[str, Any], steps_per_epoch: int) -> None:
-        if state["steps_per_epoch"] != steps_per_epoch and state["position"]["step"]:
-            raise ValueError(f"it stopped within an epoch of {state['steps_per_epoch']} steps, now {steps_per_epoch}")
+    def _take(self, state: Mapping[str, Any]) -> None:
+        steps = state["steps_per_epoch"]
+        if steps != self.steps_per_epoch and state["position"]["step"]:
+            raise ValueError(f"it stopped within an epoch of {steps} steps, which has {self.steps_per_epoch} now")
         if (state["ema"] is None) != (self.ema is None):
             raise ValueError(f"it was trained {'without' if state['ema'] is None else 'with'} a moving average")
         self.plain.load_state_dict(state["model"])

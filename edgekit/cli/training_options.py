@@ -9,7 +9,7 @@ import click
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-GUARD_FIELDS = ("checkpoint_every", "allow_restarts")
+GUARD_FIELDS = ("checkpoint_every", "guard", "patience", "allow_restarts")
 """Fields of `FitConfig` that `guard_options` sets."""
 
 
@@ -46,6 +46,14 @@ def guard_options(command: _Command) -> _Command:
     """Add the options that set `GUARD_FIELDS`; the command gets None for those not given."""
     command = click.option(
         "--allow-restarts", is_flag=True, default=None, help="Train although the planned rate jumps up after warm-up."
+    )(command)
+    command = click.option(
+        "--patience", type=int, help="End after so many evaluations without a better metric; 0 is off."
+    )(command)
+    command = click.option(
+        "--guard",
+        type=click.Choice(["warn", "rollback", "stop"]),
+        help="At serious trouble: say so, go back to the last good state with half the rate, or end.  [default: warn]",
     )(command)
     return click.option(
         "--checkpoint-every",

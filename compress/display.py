@@ -7,7 +7,14 @@ from typing import Any, Protocol
 
 
 class Display(Protocol):
-    """Where progress goes: a terminal, or nowhere."""
+    """Where progress goes: a terminal, or nowhere.
+
+    Attributes:
+        forecasts: whether a forecast at the ends of epochs is wanted, as a note.
+    """
+
+    @property
+    def forecasts(self) -> bool: ...
 
     def start(self, epochs: int, steps_per_epoch: int, done_steps: int = 0) -> None: ...
 
@@ -24,6 +31,8 @@ class Display(Protocol):
 
 class Silent:
     """A display that shows nothing."""
+
+    forecasts = False
 
     def start(self, epochs: int, steps_per_epoch: int, done_steps: int = 0) -> None:
         """Ignore."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from edgekit.compress.checkpointing import KEPT, Cadence, Checkpoints, Due, Entry
 from edgekit.compress.display import Display, Silent
 from edgekit.compress.guard import Trouble, ran_out_of_patience
+from edgekit.compress.outlook import Outlook
 from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.run_folder import RunFolder
@@ -65,6 +66,7 @@ class _Fit:
         self.watch = Watch(self.state, config, run, self.display)
         self.checkpoints = Checkpoints(run.last, display.warn)
         self.due = Due(Cadence.parse(config.checkpoint_every) if config.checkpoint_every else None)
+        self.outlook = Outlook(config, task.metric)
         self.request = StopRequest()
         self.group_started, self.group_images = 0.0, 0
 
@@ -120,6 +122,8 @@ class _Fit:
         self.state.position = Position(epoch + 1)
         self._save()
         self.display.epoch(row)
+        if self.display.forecasts and (line := self.outlook.line(self.state.result.rows)) is not None:
+            self.display.note(line)
         if self.request.signal is not None and epoch < self.config.epochs:
             self._stop(saved=True)
 

@@ -32,6 +32,7 @@ class TrainingDisplay:
         self._images = 0
         self._epochs = 0
         self._started = time.perf_counter()
+        self.forecasts = terminal.verbosity >= 0
 
     def start(self, epochs: int, steps_per_epoch: int, done_steps: int = 0) -> None:
         """Open the bar; a resumed run begins at `done_steps`."""

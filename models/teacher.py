@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,6 +101,11 @@ class OpenClipTeacher:
         return weights_hash(self.model)
 
 
+def _without_text(text: str) -> Callable[[logging.LogRecord], bool]:
+    """Return a log filter that holds back the records with `text` in them."""
+    return lambda record: text not in record.getMessage()
+
+
 def _open_clip_model(arch: str, source: str, device: torch.device) -> nn.Module:
     import open_clip
 
@@ -111,7 +117,13 @@ def _open_clip_model(arch: str, source: str, device: torch.device) -> nn.Module:
         )
     if source == "random":
         torch.manual_seed(0)
-        model = open_clip.create_model(arch, pretrained=None, device=device)
+        # open_clip warns on the root logger that there are no weights, which is what was asked for
+        expected = _without_text("No pretrained weights loaded")
+        logging.getLogger().addFilter(expected)
+        try:
+            model = open_clip.create_model(arch, pretrained=None, device=device)
+        finally:
+            logging.getLogger().removeFilter(expected)
     else:
         tags = open_clip.list_pretrained_tags_by_model(arch)
         is_file = Path(source).is_file()

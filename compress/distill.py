@@ -23,6 +23,7 @@ from edgekit.compress.distill_report import (
 )
 from edgekit.compress.distill_task import DistillData, DistillTask
 from edgekit.compress.loop import fit, pick_device
+from edgekit.compress.phases import load_phase, take_over
 from edgekit.compress.pixels import PixelStore, decode_eval, decode_train
 from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.probe import ClassHead, fit_probe
@@ -56,6 +57,7 @@ class DistillConfig:
         student: timm name; one with a tag ("mobilevit_xxs.cvnets_in1k") starts from timm's hub weights.
         image_size: side of the student's input in pixels.
         student_weights: local weights that the backbone starts from.
+        init_from: run folder or checkpoint whose whole student this run starts from, as its next phase.
         teacher: see `edgekit.models.teacher.load_teacher`.
         teacher_embeddings: precomputed embeddings, instead of a teacher.
         templates: prompt templates with a {} for the class name.
@@ -71,6 +73,7 @@ class DistillConfig:
     student: str = "mobilevit_xxs"
     image_size: int = 256
     student_weights: Path | None = None
+    init_from: Path | None = None
     teacher: str | None = None
     teacher_embeddings: Path | None = None
     templates: tuple[str, ...] = TEMPLATES
@@ -95,6 +98,8 @@ class DistillConfig:
             )
         if given and not self.recipe.needs_teacher:
             raise UsageError(f"{given[0]} is given, but with --alpha 0 --beta 0 nothing learns from it; leave it out")
+        if self.init_from is not None and self.student_weights is not None:
+            raise UsageError("--init-from and --student-weights exclude each other; give one")
         check_arch(self.student)
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,16 +144,20 @@ def distill(
     contract = student_preprocess(config.student, config.image_size)
     # tried before the pictures are read: a wrong image size or teacher shows in seconds, not after minutes
     build_student(_spec(config, dataset, contract, 1), weights=config.student_weights)
+    earlier = load_phase(config.init_from) if config.init_from is not None else None
     device = pick_device(config.recipe.fit)
     teacher = load_teacher(config.teacher, device) if config.teacher else None
     train, val, dataset = _decode(config, dataset, contract, terminal)
     table = _teach(config, teacher, train, val, terminal)
     head = _class_head(config, teacher, table, train, dataset)
     torch.manual_seed(config.recipe.fit.seed)
-    spec = _spec(config, dataset, contract, table.embed_dim if table is not None else config.embed_dim)
+    alone_dim = earlier.student.spec.embed_dim if earlier is not None else config.embed_dim
+    spec = _spec(config, dataset, contract, table.embed_dim if table is not None else alone_dim)
     tagged = config.student if "." in config.student else None
     student = build_student(spec, weights=config.student_weights, pretrained=tagged)
-    if config.recipe.init_classifier and head is not None:
+    if earlier is not None:
+        take_over(student, earlier)
+    elif config.recipe.init_classifier and head is not None:
         _start_from_teacher(student, head)
     teacher_facts = describe_teacher(config.teacher or config.teacher_embeddings, teacher, table, head, val)
     student_facts = describe_student(student)
@@ -162,7 +171,9 @@ def distill(
         else:
             _clear(run)
             facts = {"seed": fit_config.seed, "data": data, "teacher": teacher_facts, "student": student_facts}
-            run.create(config.to_dict(), facts)
+            run.create(config.to_dict(), facts if earlier is None else {**facts, "init_from": earlier.facts})
+            if earlier is not None and earlier.history:
+                run.write_history(earlier.history)
             if table is not None and head is not None:
                 keys = tuple(sample.key for sample in val.samples)
                 record = TeacherRecord(keys, table.val.astype(np.float32), head.weight.numpy(), head.bias.numpy())
@@ -236,6 +247,6 @@ def _start_from_teacher(student: Student, head: ClassHead) -> None:
 def _clear(run: RunFolder) -> None:
     """Take away what a replaced run left, so that nothing of it is mistaken for this one."""
     left = (DistillTask.checkpoint_name, TEACHER_FILE, "run.json")
-    for path in (run.metrics_path, *(run.path / name for name in left)):
+    for path in (run.metrics_path, run.history_path, *(run.path / name for name in left)):
         path.unlink(missing_ok=True)
     # the states go in `fit`

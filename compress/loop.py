@@ -20,7 +20,7 @@ from edgekit.compress.run_lock import locked
 from edgekit.compress.schedule import factor
 from edgekit.compress.stopping import StopRequest, stop_signals
 from edgekit.compress.task import Task
-from edgekit.compress.training_state import FitResult, Position, TrainingState, parameter_groups, pick_device
+from edgekit.compress.training_state import FitResult, Position, TrainingState, epoch_row, parameter_groups, pick_device
 from edgekit.compress.watch import MOST_ROLLBACKS, DivergedError, TroubleError, Watch
 from edgekit.errors import LoadError, StoppedError
 
@@ -111,7 +111,7 @@ class _Fit:
                 self._stop()
             if self.due.step() and position.step < self.task.steps_per_epoch:  # else the epoch's end saves
                 self._save()
-        row = _epoch_row(position)
+        row = epoch_row(position, self.state.device)
         row["evaluated"], row["best"] = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs, False
         if row["evaluated"]:
             row.update(self._evaluate(epoch))
@@ -137,6 +137,7 @@ class _Fit:
         count = self.task.batch_length(batch)
         position.step += 1
         position.images, self.group_images = position.images + count, self.group_images + count
+        position.sums["_grad_norm"] = position.sums.get("_grad_norm", 0.0) + grad_norm
         for name, value in parts.items():
             weighted = value if name.startswith("_") else value * count
             position.sums[name] = position.sums.get(name, 0.0) + weighted
@@ -264,13 +265,3 @@ class _Fit:
             f"everything is saved in {self.folder.path}: go on with --resume",
             number,
         )
-
-
-def _epoch_row(position: Position) -> dict[str, Any]:
-    """Return the epoch's means as a row of metrics.jsonl."""
-    sums = position.sums
-    means = {name: value / position.images for name, value in sums.items() if not name.startswith("_")}
-    row = {"kind": "epoch", "epoch": position.epoch, "lr": position.lr, **means}
-    if sums.get("_labelled"):
-        row["train_acc"] = sums["_correct"] / sums["_labelled"]
-    return row

@@ -3,7 +3,8 @@
 config.yaml           the resolved settings
 student.safetensors   the best checkpoint by the validation metric (clip.safetensors for a CLIP)
 last/                 everything that resuming needs: the last two training states (`edgekit.compress.checkpointing`)
-metrics.jsonl         one row per group of steps and per epoch
+metrics.jsonl         one row per group of steps, per epoch, and per finding of the guard
+history.jsonl         the epochs of earlier phases, where the run began from another one
 run.json              versions, seed, git commit, data fingerprint, hardware, teacher, final summary
 plots/*.png
 """
@@ -15,7 +16,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,7 @@ class RunFolder:
         self.config_path = path / "config.yaml"
         self.facts_path = path / "run.json"
         self.metrics_path = path / "metrics.jsonl"
+        self.history_path = path / "history.jsonl"
         self.last = path / "last"
         self.plots = path / "plots"
 
@@ -92,13 +94,15 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; a half-written last line (the process was killed) is left out."""
-        if not self.metrics_path.is_file():
-            return []
-        rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                rows.append(json.loads(line))
-        return rows
+        return [{"kind": "epoch", **row} for row in _read_rows(self.metrics_path)]
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Read the epoch rows of earlier phases, each with its "phase" number from 1 on; none in most runs."""
+        return [row for row in _read_rows(self.history_path) if isinstance(row.get("phase"), int)]
+
+    def write_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the epoch rows of earlier phases."""
+        atomic.write_text(self.history_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def keep_metrics(self, epoch: int, step: int = 0) -> None:
         """Drop rows from after `step` steps of `epoch` (in progress): a resumed run writes them again."""
@@ -108,6 +112,19 @@ class RunFolder:
             if row["epoch"] < epoch or (row["epoch"] == epoch and row.get("step", math.inf) <= step)
         ]
         atomic.write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that belong to an epoch; what is torn, or was never a row, is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+                rows.append(row)
+    return rows
 
 
 def environment() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -58,6 +59,32 @@ class FitResult:
     last: float = math.nan
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+
+
+def epoch_row(position: Position, device: torch.device) -> dict[str, Any]:
+    """Return a trained epoch's means as a row of metrics.jsonl, with its throughput and this process's peak memory."""
+    sums = position.sums
+    means = {name: value / position.images for name, value in sums.items() if not name.startswith("_")}
+    row = {"kind": "epoch", "epoch": position.epoch, "lr": position.lr, **means}
+    if sums.get("_labelled"):
+        row["train_acc"] = sums["_correct"] / sums["_labelled"]
+    row["steps"] = position.step
+    row["grad_norm"] = sums["_grad_norm"] / position.step
+    row["images_per_s"] = position.images / position.seconds
+    row["peak_memory_bytes"] = _peak_memory_bytes(device)
+    return row
+
+
+def _peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the most memory that was held so far: of the GPU, else of the process; None where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def pick_device(config: FitConfig) -> torch.device:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edgekit.cli.config_file import config_option
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
@@ -38,6 +40,11 @@ from edgekit.terminal import print_json
     help="Any timm image model; NAME.TAG starts from timm's weights.",
 )
 @click.option("--student-weights", type=EXISTING, help="Local backbone weights to start from (.safetensors, .pt).")
+@click.option(
+    "--init-from",
+    type=EXISTING,
+    help="Run folder or checkpoint whose student this run trains on; tells --student and --image-size.",
+)
 @click.option(
     "--image-size", "--imgsz", type=int, default=256, show_default=True, help="Side of the student's input in pixels."
 )
@@ -79,9 +86,9 @@ def distill(**options: Any) -> None:
         data=Path(options["data"]),
         output=Path(options["output"]),
         recipe=load_recipe(options["recipe"], {**loss, "fit": fit}),
-        student=options["student"],
-        image_size=options["image_size"],
         student_weights=options["student_weights"],
+        init_from=options["init_from"],
+        **_student(options),
         teacher=options["teacher"],
         teacher_embeddings=options["teacher_embeddings"],
         templates=tuple(options["templates"]) or TEMPLATES,
@@ -98,3 +105,16 @@ def distill(**options: Any) -> None:
     )
     if options["as_json"]:
         print_json("distill", dict(summary.facts))
+
+
+def _student(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the student's name and size: those given, else those of the run that this one begins from."""
+    given = {"student": options["student"], "image_size": options["image_size"]}
+    if options["init_from"] is None:
+        return given
+    from edgekit.models.checkpoint import load_student
+
+    spec = load_student(options["init_from"]).spec
+    source = click.get_current_context().get_parameter_source
+    kept = {"student": spec.arch, "image_size": spec.image_size}
+    return {name: kept[name] if source(name) is ParameterSource.DEFAULT else value for name, value in given.items()}

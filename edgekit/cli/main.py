@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "demo": ("edgekit.cli.demo:demo", "Run the whole path offline on drawings made in code."),
     "forecast": ("edgekit.cli.forecast:forecast", "Predict where a training run will end, from its metrics so far."),
+    "plot": ("edgekit.cli.plot:plot", "Draw the curves of one training run, or of several together."),
     "schedule": ("edgekit.cli.schedule:schedule", "Draw a learning-rate schedule before training with it."),
 }
 

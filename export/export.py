@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import shutil
 import tempfile
@@ -17,10 +16,11 @@ import numpy as np
 import yaml
 
 from edgekit import atomic
-from edgekit.data import ImageDataset, Sample, content_hashes, load_dataset
+from edgekit.data import ImageDataset, load_dataset
 from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
 from edgekit.export.audit import check_precision
 from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
+from edgekit.export.export_pictures import ExportPictures
 from edgekit.export.exporters import DYNAMIC_BATCH, EXPORTERS, Conversion
 from edgekit.export.golden import INPUTS, Golden, choose_raw, write_golden
 from edgekit.export.manifest import (
@@ -29,17 +29,18 @@ from edgekit.export.manifest import (
     FileRecord,
     InputContract,
     Manifest,
+    PortRecord,
     layouts,
     sha256_of,
 )
 from edgekit.export.model_card import model_card
 from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, failures
+from edgekit.export.ports import ports_of
 from edgekit.export.runtimes import SUFFIX_OF, Format, open_session, size_bytes
 from edgekit.export.session import FloatArray, Outputs, run_batched
 from edgekit.models.checkpoint import load_student, student_file
 from edgekit.models.complexity import measure_complexity
 from edgekit.models.student import Student
-from edgekit.preprocess import load_batch
 from edgekit.terminal import Terminal, human_bytes
 
 _LIBRARIES = ("edgekit", "torch", "timm", "onnx", "onnxruntime", "coremltools", "litert-torch", "ai-edge-quantizer")
@@ -86,11 +87,15 @@ class Attempt:
     size_bytes: int = 0
     parity: Parity | None = None
     runtime: Mapping[str, Any] | None = None
+    inputs: tuple[PortRecord, ...] = ()
+    outputs: tuple[PortRecord, ...] = ()
     problems: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
-        return {**vars(self), "parity": self.parity.to_dict() if self.parity else None, "passed": not self.problems}
+        ports = {name: [port.model_dump() for port in vars(self)[name]] for name in ("inputs", "outputs")}
+        parity = self.parity.to_dict() if self.parity else None
+        return {**vars(self), **ports, "parity": parity, "passed": not self.problems}
 
 
 def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = False) -> list[Attempt]:
@@ -107,11 +112,14 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
     model = DeployModel(student, config.outputs).eval()
     dataset = run_dataset(config)
     _check_classes(student, dataset)
-    pictures = _Pictures.choose(config, dataset, student)
+    pictures = ExportPictures.choose(
+        dataset, student.spec.preprocess, (config.calibration_images, config.comparison_images), config.seed
+    )
     expected = run_batched(TorchSession(model, threads=1), pictures.comparison)
+    spec = student.spec
     terminal.say(
-        f"student  {student.spec.arch} at {student.spec.image_size} px, {student.spec.num_classes} classes; INT8 "
-        f"ranges from {len(pictures.calibration)} training pictures, compared on {len(pictures.comparison)} of validation"
+        f"student  {spec.arch} at {spec.image_size} px, {spec.num_classes} classes; INT8 ranges from "
+        f"{len(pictures.calibration)} training pictures, compared on {len(pictures.comparison)} validation pictures"
     )
     with (
         atomic.atomic_folder(config.output, overwrite=overwrite) as bundle,
@@ -148,7 +156,9 @@ def _attempt(
         session = open_session(made)
         parity = compare_outputs(expected, run_batched(session, images))
         problems = failures(parity, GATES[precision]) + check_precision(made, precision)
-        attempt = Attempt(name, form, precision, recipe, size_bytes(made), parity, asdict(session.info), problems)
+        ports = ports_of(made)
+        info = asdict(session.info)
+        attempt = Attempt(name, form, precision, recipe, size_bytes(made), parity, info, *ports, problems)
     except EdgekitError as e:
         attempt = Attempt(name, form, precision, problems=(str(e),))
     except Exception as e:  # converters raise their own types; one format's failure must not take the others along
@@ -161,51 +171,6 @@ def _attempt(
         shutil.move(str(made), bundle / name)
         terminal.detail(f"{name}  {human_bytes(attempt.size_bytes)}  {attempt.recipe}")
     return attempt
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """Calibration pictures from the training split, comparison pictures from the validation split."""
-
-    calibration: FloatArray
-    comparison: FloatArray
-    calibration_hashes: dict[str, str]
-    comparison_hashes: dict[str, str]
-    comparison_paths: tuple[Path, ...]
-
-    @classmethod
-    def choose(cls, config: ExportConfig, dataset: ImageDataset, student: Student) -> _Pictures:
-        calibration = _spread(dataset.train, config.calibration_images, config.seed)
-        comparison = _spread(dataset.val, config.comparison_images, config.seed)
-        calibration_hashes, comparison_hashes = content_hashes(calibration), content_hashes(comparison)
-        _refuse_overlap(calibration_hashes, comparison_hashes)
-        contract = student.spec.preprocess
-        paths = tuple(sample.path for sample in comparison)
-        return cls(
-            load_batch([sample.path for sample in calibration], contract),
-            load_batch(paths, contract),
-            calibration_hashes,
-            comparison_hashes,
-            paths,
-        )
-
-
-def _refuse_overlap(calibration: Mapping[str, str], comparison: Mapping[str, str]) -> None:
-    from edgekit.export.calibration import check_no_overlap
-
-    check_no_overlap(calibration, comparison)
-
-
-def _spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
-    """Return `count` samples, a function of (seed, key), that go round the classes so that each is met."""
-    ranked = sorted(samples, key=lambda s: hashlib.blake2b(f"{seed}/{s.key}".encode(), digest_size=8).digest())
-    place: dict[int | None, int] = {}
-    rounds = []
-    for sample in ranked:
-        place[sample.label] = place.get(sample.label, 0) + 1
-        rounds.append(place[sample.label])
-    order = sorted(range(len(ranked)), key=rounds.__getitem__)
-    return [ranked[row] for row in order[:count]]
 
 
 def run_dataset(config: ExportConfig) -> ImageDataset:
@@ -246,7 +211,7 @@ def _write_bundle(
     bundle: Path,
     config: ExportConfig,
     student: Student,
-    pictures: _Pictures,
+    pictures: ExportPictures,
     expected: Outputs,
     attempts: Sequence[Attempt],
 ) -> None:
@@ -290,6 +255,8 @@ def _record(bundle: Path, attempt: Attempt) -> FileRecord:
         recipe=attempt.recipe,
         sha256=sha256_of(bundle / attempt.name),
         size_bytes=attempt.size_bytes,
+        inputs=attempt.inputs,
+        outputs=attempt.outputs,
         parity=attempt.parity.to_dict(),
         runtime=dict(attempt.runtime),
     )

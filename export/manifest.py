@@ -29,8 +29,17 @@ class _Frozen(BaseModel):
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class PortRecord(_Frozen):
+    """An input or output as the file itself has it; dtype "image" is a Core ML picture of 8-bit pixels."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+    note: str = ""
+
+
 class FileRecord(_Frozen):
-    """One artifact: where, what, how large, and how close to PyTorch it was when it was made."""
+    """One artifact: where, what, how large, what it takes and gives, how close to PyTorch it was when it was made."""
 
     path: str
     format: Format
@@ -38,6 +47,8 @@ class FileRecord(_Frozen):
     recipe: str
     sha256: Sha256
     size_bytes: int
+    inputs: tuple[PortRecord, ...]
+    outputs: tuple[PortRecord, ...]
     parity: dict[str, Any]
     runtime: dict[str, Any]
 

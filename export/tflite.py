@@ -19,6 +19,7 @@ from edgekit.export.rewrites import RewriteReport, rewrite
 from edgekit.export.tflite_graph import Graph
 from edgekit.export.tflite_peephole import power_to_square_root
 
+INPUT_NAME = "image"
 OUTPUT_NAMES = ("logits", "embedding")
 
 
@@ -80,6 +81,7 @@ def convert_float(
         raw = Path(folder) / "raw.tflite"
         litert_torch.convert(_ChannelsLastInput(model).eval(), (sample,)).export(str(raw))
         graph = Graph.read(raw)
+    graph.name_input(INPUT_NAME)
     graph.name_outputs(output_names)
     power_to_square_root(graph)
     graph.set_metadata(metadata or {})

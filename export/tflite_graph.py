@@ -231,6 +231,11 @@ class Graph:
             kept.append(entry)
         self.model.metadata = kept
 
+    def name_input(self, name: str) -> None:
+        """Rename the only input of the signature; the tensor inside keeps its own name."""
+        (entry,) = self.model.signatureDefs[0].inputs
+        entry.name = name.encode()
+
     def name_outputs(self, names: Iterable[str]) -> None:
         """Rename the outputs of the signature, in the order in which the converted function returns them."""
         definition = self.model.signatureDefs[0]

@@ -15,6 +15,7 @@ from edgekit.export.check import Check
 from edgekit.export.golden import Golden, preprocessing_difference, read_golden
 from edgekit.export.manifest import GOLDEN_FILE, FileRecord, Manifest, read_manifest, resolve
 from edgekit.export.parity import GATES, Gate, Parity, compare_outputs, failures
+from edgekit.export.ports import describe_ports, differences, ports_of
 from edgekit.export.runtimes import open_session
 from edgekit.export.session import FloatArray, Outputs, run_batched
 from edgekit.export.tensorflow_lite import run_tensorflow
@@ -49,7 +50,7 @@ def file_checks(bundle: str, number: int, threads: int, tensorflow_python: str |
     manifest = read_manifest(Path(bundle))
     record = manifest.files[number]
     path = resolve(Path(bundle), record.path)
-    checks = _precision(path, record)
+    checks = _file_alone(path, record)
     try:
         golden = read_golden(resolve(Path(bundle), GOLDEN_FILE))
     except EdgekitError:
@@ -65,13 +66,20 @@ def file_checks(bundle: str, number: int, threads: int, tensorflow_python: str |
     return [vars(check) for check in checks]
 
 
-def _precision(path: Path, record: FileRecord) -> list[Check]:
+def _file_alone(path: Path, record: FileRecord) -> list[Check]:
+    """Check what can be read without running the file: its precision, its inputs and outputs."""
     try:
         reasons = check_precision(path, record.precision)
+        found = ports_of(path)
     except EdgekitError as e:
         return [Check(record.path, "precision", False, str(e), isinstance(e, MissingExtraError))]
     detail = "; ".join(reasons) or f"{record.precision}, as the manifest says"
-    return [Check(record.path, "precision", not reasons, detail)]
+    wrong = differences(found, (record.inputs, record.outputs))
+    ports = f"{describe_ports(found[0])} to {describe_ports(found[1])}"
+    return [
+        Check(record.path, "precision", not reasons, detail),
+        Check(record.path, "interface", not wrong, wrong or ports),
+    ]
 
 
 def _in_own_runtime(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ import pytest
 from whole_path_for_tests import WholePath
 
 from edgekit.errors import LoadError
+from edgekit.export.check import Check
 from edgekit.export.manifest import GOLDEN_FILE, MANIFEST_FILE, sha256_of
-from edgekit.export.verify import Check, verify_bundle
+from edgekit.export.verify import verify_bundle
 
 
 @pytest.fixture
@@ -94,8 +98,9 @@ def test_a_renamed_output_is_caught(bundle: Path) -> None:
     model.graph.output[0].name = "scores"
     onnx.save(model, path)
     edit_manifest(bundle, lambda c: record(c, path.name).update(sha256=sha256_of(path), size_bytes=path.stat().st_size))
-    check = next(c for c in failed(bundle) if c.subject == path.name)
-    assert "lack logits" in check.detail
+    found = {c.check: c.detail for c in failed(bundle) if c.subject == path.name}
+    assert set(found) == {"interface", "golden vectors"}
+    assert "lack logits" in found["golden vectors"]
 
 
 def test_a_missing_file_is_named(bundle: Path) -> None:
@@ -122,7 +127,7 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path) -> No
     assert any(c.subject == "model.fp32.onnx" and c.check == "path" for c in failed(bundle))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 99}', '{"schema_version": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 200_000, '{"schema_version": 99}', '{"schema_version": 1}'])
 def test_a_bad_manifest_is_one_clear_line(bundle: Path, content: str) -> None:
     (bundle / MANIFEST_FILE).write_text(content)
     with pytest.raises(LoadError, match=MANIFEST_FILE) as caught:
@@ -137,17 +142,86 @@ def test_only_one_file_can_be_asked_for(bundle: Path) -> None:
         verify_bundle(bundle, only=["model.int9.onnx"])
 
 
-def test_verify_needs_no_torch(bundle: Path) -> None:
-    """A fresh interpreter in which torch cannot be imported verifies ONNX and TFLite."""
-    import subprocess
-    import sys
-
+def test_verify_needs_no_torch(bundle: Path, tmp_path: Path) -> None:
+    """Where torch cannot be imported, neither here nor in a child process, ONNX and TFLite are verified."""
+    for name in ("torch", "torchvision", "coremltools"):
+        (tmp_path / "none").mkdir(exist_ok=True)
+        (tmp_path / "none" / f"{name}.py").write_text("raise ImportError('not installed here')\n")
     script = (
-        "import sys; sys.modules['torch'] = None; sys.modules['coremltools'] = None\n"
-        "from pathlib import Path; from edgekit.export.verify import verify_bundle\n"
+        "import sys; from pathlib import Path; from edgekit.export.verify import verify_bundle\n"
         "names = ['model.fp32.onnx', 'model.int8.onnx', 'model.fp32.tflite', 'model.int8.tflite']\n"
         "checks = verify_bundle(Path(sys.argv[1]), only=names)\n"
-        "bad = [c for c in checks if not c.passed]; print(bad); sys.exit(bool(bad))"
+        "core = verify_bundle(Path(sys.argv[1]), only=['model.fp32.mlpackage'])\n"
+        "bad = [c for c in checks if not c.passed]; print(bad)\n"
+        "sys.exit(bool(bad) or not any(c.unavailable for c in core))"
     )
-    result = subprocess.run([sys.executable, "-c", script, str(bundle)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(bundle)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "none")},
+    )
     assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+
+
+def test_a_crash_of_a_runtime_is_a_failed_check(bundle: Path, tmp_path: Path) -> None:
+    """A runtime that dies of a segmentation fault, as native code does on a file that its checks let through."""
+    (tmp_path / "onnxruntime.py").write_text("import faulthandler; faulthandler._sigsegv()\n")
+    command = [sys.executable, "-m", "edgekit", "verify", str(bundle / "model.fp32.onnx"), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    failed = [check for check in json.loads(result.stdout)["checks"] if not check["passed"]]
+    assert [(check["subject"], check["check"]) for check in failed] == [("model.fp32.onnx", "runtime")]
+    assert "SIGSEGV" in failed[0]["detail"]
+
+
+def test_one_file_costs_little_more_than_its_runtime(bundle: Path) -> None:
+    """The child process of each file starts in less than two seconds of processor time."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    verify_bundle(bundle, only=["model.fp32.onnx"])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 2 * 2.0, "one child for the pictures, one for the file"
+
+
+@pytest.mark.parametrize("how", ["pipe", "link inside a package", "sparse"])
+def test_what_would_be_read_for_ever_is_not_read(bundle: Path, how: str) -> None:
+    if how == "pipe":
+        (bundle / "model.fp32.onnx").unlink()
+        os.mkfifo(bundle / "model.fp32.onnx")
+    elif how == "link inside a package":
+        (bundle / "model.fp32.mlpackage/Data/com.apple.CoreML/extra").symlink_to("/dev/zero")
+    else:
+        with (bundle / "model.fp32.onnx").open("r+b") as file:
+            file.truncate(2**40)
+        edit_manifest(bundle, lambda c: record(c, "model.fp32.onnx").update(size_bytes=2**40))
+    name = "model.fp32.mlpackage" if how == "link inside a package" else "model.fp32.onnx"
+    found = [c for c in verify_bundle(bundle, only=[name]) if not c.passed]
+    assert [(c.subject, c.check) for c in found] == [(name, "size" if how == "sparse" else "path")]
+
+
+@pytest.mark.parametrize("bomb", ["zip of zeros", "header that claims much"])
+def test_golden_bombs_are_one_line(bundle: Path, bomb: str) -> None:
+    import io
+    import zipfile
+
+    path = bundle / GOLDEN_FILE
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        if bomb == "zip of zeros":
+            with archive.open("pixels.npy", "w", force_zip64=True) as member:
+                for _ in range(300):
+                    member.write(bytes(2**20))
+        else:
+            header = io.BytesIO()
+            claim = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 128, 128, 3)}
+            np.lib.format.write_array_header_1_0(header, claim)
+            archive.writestr("pixels.npy", header.getvalue() + bytes(100))
+    edit_manifest(bundle, lambda c: c.update(golden_sha256=sha256_of(path)))
+    found = [c for c in verify_bundle(bundle, only=["model.fp32.onnx"]) if not c.passed]
+    assert [(c.subject, c.check) for c in found] == [("bundle", "preprocessing")]
+    assert "holds no golden vectors" in found[0].detail and "\n" not in found[0].detail

@@ -1,0 +1,61 @@
+"""Which pictures set the INT8 ranges of an export, and which ones its files are compared on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.data import ImageDataset, Sample, content_hashes
+from edgekit.export.calibration import check_no_overlap
+from edgekit.export.session import FloatArray
+from edgekit.preprocess import Preprocess, load_batch
+
+
+@dataclass(frozen=True)
+class ExportPictures:
+    """Calibration pictures from the training split, comparison pictures from the validation split.
+
+    Attributes:
+        calibration, comparison: (N, 3, S, S) float32 RGB in [0, 1].
+        calibration_hashes, comparison_hashes: key of each picture to the sha256 of its file.
+        comparison_paths: the files, in the order of `comparison`.
+    """
+
+    calibration: FloatArray
+    comparison: FloatArray
+    calibration_hashes: dict[str, str]
+    comparison_hashes: dict[str, str]
+    comparison_paths: tuple[Path, ...]
+
+    @classmethod
+    def choose(cls, dataset: ImageDataset, contract: Preprocess, counts: tuple[int, int], seed: int) -> ExportPictures:
+        """Choose and prepare `counts` = (calibration, comparison) pictures.
+
+        Raises:
+            DataError: a picture is in both splits, by content.
+        """
+        calibration, comparison = _spread(dataset.train, counts[0], seed), _spread(dataset.val, counts[1], seed)
+        calibration_hashes, comparison_hashes = content_hashes(calibration), content_hashes(comparison)
+        check_no_overlap(calibration_hashes, comparison_hashes)
+        paths = tuple(sample.path for sample in comparison)
+        return cls(
+            load_batch([sample.path for sample in calibration], contract),
+            load_batch(paths, contract),
+            calibration_hashes,
+            comparison_hashes,
+            paths,
+        )
+
+
+def _spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """Return `count` samples, a function of (seed, key), that go round the classes so that each is met."""
+    ranked = sorted(samples, key=lambda s: hashlib.blake2b(f"{seed}/{s.key}".encode(), digest_size=8).digest())
+    place: dict[int | None, int] = {}
+    rounds = []
+    for sample in ranked:
+        place[sample.label] = place.get(sample.label, 0) + 1
+        rounds.append(place[sample.label])
+    order = sorted(range(len(ranked)), key=rounds.__getitem__)
+    return [ranked[row] for row in order[:count]]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -68,6 +72,39 @@ class Pictures:
             torch.save(model.state_dict(), temporary)
 
 
+@dataclass
+class Training:
+    """A training in its own process."""
+
+    process: ForkServerProcess
+    _said: Connection
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it is still there."""
+        return self.process.exitcode is None
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.process.kill()
+
+    def wait(self, timeout_s: float = 60.0) -> int:
+        """Return the exit code, minus the signal where one ended it."""
+        self.process.join(timeout_s)
+        assert self.process.exitcode is not None, "it does not end"
+        return self.process.exitcode
+
+    def said(self) -> str:
+        """Return the message of the error that ended it."""
+        return str(self._said.recv())
+
+
 def server() -> ForkServerContext:
     """Return a context whose processes start with torch loaded: in milliseconds, and really processes."""
     context = multiprocessing.get_context("forkserver")
@@ -76,33 +113,69 @@ def server() -> ForkServerContext:
 
 
 def start(
-    folder: Path, *, pause_s: float = 0.0, die_at: int | None = None, started: Event | None = None
-) -> ForkServerProcess:
+    folder: Path,
+    *,
+    pause_s: float = 0.0,
+    die_at: int | None = None,
+    fail_from: int | None = None,
+    limit_bytes: int | None = None,
+    started: Event | None = None,
+) -> Training:
     """Start or resume the training in `folder`.
 
     Args:
         folder: the run folder.
         pause_s: makes every step slower.
         die_at: kill the process just before its file operation of this number in `folder`.
+        fail_from: every write and rename in `folder` from this number on fails, as on a full disk.
+        limit_bytes: a file that would become larger fails in the middle of the write, as on a disk that fills up.
         started: set at the first step.
     """
-    process = server().Process(target=_work, args=(folder, pause_s, die_at, started))
+    said, says = server().Pipe(duplex=False)
+    process = server().Process(target=_work, args=(folder, pause_s, die_at, fail_from, limit_bytes, started, says))
     process.start()
-    return process
+    says.close()
+    return Training(process, said)
 
 
-def _work(folder: Path, pause_s: float, die_at: int | None, started: Event | None) -> None:
+def _work(
+    folder: Path,
+    pause_s: float,
+    die_at: int | None,
+    fail_from: int | None,
+    limit_bytes: int | None,
+    started: Event | None,
+    said: Connection,
+) -> None:
     torch.set_num_threads(1)
     run = RunFolder(folder)
     if not run.facts_path.is_file():
         run.create({}, {})
     if die_at is not None:
         _die_at(folder, die_at)
+    if fail_from is not None:
+        _fail_from(folder, fail_from)
+    if limit_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     try:
         fit(Pictures(pause_s, started), CONFIG, run, resume=True)
     except EdgekitError as e:
-        folder.with_suffix(".error").write_text(str(e), encoding="utf-8")
+        said.send(str(e))  # not a file: this process may be one that cannot write
         os._exit(e.exit_code)
+
+
+def _fail_from(folder: Path, number: int) -> None:
+    count = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal count
+        writes = event == "os.rename" or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if writes and str(args[0]).startswith(str(folder)):
+            count += 1
+            if count >= number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
+
+    sys.addaudithook(hook)
 
 
 def _die_at(folder: Path, number: int) -> None:

@@ -6,13 +6,12 @@ import json
 import random
 import signal
 import time
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from killable_for_tests import BEST, CONFIG, server, start
+from killable_for_tests import BEST, CONFIG, Training, server, start
 from torch import Tensor
 
 from edgekit.compress.checkpointing import Checkpoints
@@ -24,14 +23,8 @@ KILLS = 10
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert wait(start(folder)) == 0
+    assert start(folder).wait() == 0
     return folder
-
-
-def wait(process: ForkServerProcess) -> int:
-    process.join(60)
-    assert process.exitcode is not None
-    return process.exitcode
 
 
 def newest_state(folder: Path) -> Any:
@@ -75,15 +68,48 @@ def test_killed_at_random_moments_it_ends_bitwise_the_same(tmp_path: Path, undis
         process = start(tmp_path / "run", pause_s=0.02, started=started)
         assert started.wait(60)
         time.sleep(rng.uniform(0.0, 0.3))
-        assert process.exitcode is None, "it ended before it could be killed; slow it down"
+        assert process.running, "it ended before it could be killed; slow it down"
         process.kill()
-        assert wait(process) == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
         reached.append([(e.epoch, e.step) for e in Checkpoints(tmp_path / "run" / "last", pytest.fail).entries()][:1])
-    assert wait(start(tmp_path / "run")) == 0
+    assert start(tmp_path / "run").wait() == 0
     assert any(position and position[0][1] for position in reached), f"no resume began within an epoch: {reached}"
     for line in metrics.read_text(encoding="utf-8").splitlines():
         json.loads(line)
     assert_same_run(tmp_path / "run", undisturbed)
+
+
+def check_full_disk(folder: Path, undisturbed: Path, process: Training) -> bool:
+    """Check what a training left that could not write; then continue it with room. Return whether it had failed."""
+    code = process.wait()
+    if code == 0:
+        return False
+    assert code == 3
+    said = process.said()
+    assert "cannot write" in said
+    assert "\n" not in said
+    store = Checkpoints(folder / "last", pytest.fail)  # damage would be warned of
+    assert len(list(store.load())) == len(store.entries())
+    assert not [path for path in folder.rglob(".*") if path.is_file()]  # nothing half-written lies about
+    assert start(folder).wait() == 0
+    assert_same_run(folder, undisturbed)
+    return True
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 3, 300, 700, 1200, 10_000, 30_000])
+def test_a_disk_that_fills_up_in_the_middle_of_a_file_costs_nothing(
+    tmp_path: Path, undisturbed: Path, limit_bytes: int
+) -> None:
+    assert check_full_disk(tmp_path / "run", undisturbed, start(tmp_path / "run", limit_bytes=limit_bytes))
+
+
+@pytest.mark.slow
+def test_any_write_may_fail(tmp_path: Path, undisturbed: Path) -> None:
+    failed = 0
+    for number in range(1, 60):
+        folder = tmp_path / str(number)
+        failed += check_full_disk(folder, undisturbed, start(folder, fail_from=number))
+    assert failed > 50
 
 
 @pytest.mark.slow
@@ -93,11 +119,11 @@ def test_killed_before_any_file_operation_it_ends_bitwise_the_same(tmp_path: Pat
     for number in range(1, 60):
         folder = tmp_path / str(number)
         process = start(folder, die_at=number)
-        if wait(process) == 0:
+        if process.wait() == 0:
             break
-        assert process.exitcode == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
         killed += 1
         assert not [path for path in folder.rglob("state-*.pt") if path.stat().st_size == 0]
-        assert wait(start(folder)) == 0
+        assert start(folder).wait() == 0
         assert_same_run(folder, undisturbed)
     assert killed > 50

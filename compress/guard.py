@@ -184,8 +184,16 @@ class Guard:
 
 
 def judge_epoch(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Trouble]:
-    """Return what is wrong after the last of these evaluated epoch rows; higher is better in `metric`."""
+    """Return what has become wrong with the last of these epoch rows; higher is better in `metric`.
+
+    What was wrong an evaluation before already is not told again.
+    """
     rows = [row for row in rows if metric in row]
+    known = {trouble.kind for trouble in _judge_evaluations(rows[:-1], metric)}
+    return [trouble for trouble in _judge_evaluations(rows, metric) if trouble.kind not in known]
+
+
+def _judge_evaluations(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Trouble]:
     values = [float(row[metric]) for row in rows]
     if len(values) < 3:
         return []

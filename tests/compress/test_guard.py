@@ -99,6 +99,8 @@ def test_the_end_of_the_origin_is_a_collapse_and_its_good_days_are_none() -> Non
     (found,) = judge_epoch(rows(*good, 0.486), "val_acc")
     assert (found.kind, found.serious) == ("collapse", True)
     assert "best of epoch 8" in found.message
+    assert judge_epoch(rows(*good, 0.486, 0.49), "val_acc") == []  # told already
+    assert len(judge_epoch(rows(*good, 0.486, 0.66, 0.49), "val_acc")) == 1  # it had recovered
     assert judge_epoch(rows(0.1, 0.5, 0.2, 0.6, 0.3), "val_acc") == []  # as unsteady as ever
 
 
@@ -106,6 +108,7 @@ def test_overfitting_is_the_gap_that_grew_while_nothing_got_better() -> None:
     memorised = rows(0.60, 0.70, 0.69, 0.69, 0.68, 0.69, 0.68)
     for at, row in enumerate(memorised):
         row["train_acc"] = 0.7 + 0.04 * at
+    assert judge_epoch(memorised[:6], "val_acc") == []
     (found,) = judge_epoch(memorised, "val_acc")
     assert (found.kind, found.serious) == ("overfitting", False)
     assert judge_epoch(rows(0.60, 0.70, 0.71, 0.72, 0.73, 0.74, 0.75, train=0.99), "val_acc") == []

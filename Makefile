@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the main job, offline, in a few minutes
 	$(BIN)/edgekit demo -o demo --overwrite
 
+# Two workers with a thread each: two threads of one small net mostly wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 check: lint types test
 

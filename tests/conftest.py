@@ -67,3 +67,10 @@ def whole_path(tmp_path_factory: pytest.TempPathFactory) -> WholePath:
     from whole_path_for_tests import make_whole_path
 
     return make_whole_path(tmp_path_factory.mktemp("whole-path"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one worker, and all that need the whole path in one: it is made once."""
+    for item in items:
+        shared = "whole_path" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("whole path" if shared else str(item.path)))

@@ -47,10 +47,14 @@ class GradientNorms:
         norms[[at for at, _ in held]] = measured.cpu().numpy()
         return float(total), norms
 
+    def weigh(self) -> NDArray[np.float64]:
+        """Return (P,) the norm of each parameter."""
+        norms = torch._foreach_norm([p.detach() for p in self._parameters])
+        return np.asarray(torch.stack([norm.float() for norm in norms]).cpu().numpy(), np.float64)
+
     def first_bad_weights(self) -> str | None:
         """Return the first parameter that is not finite; None where all are."""
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm([p.detach() for p in self._parameters])])
-        if bool(norms.isfinite().all()):
+        if np.isfinite(self.weigh()).all():
             return None
         # a norm may overflow where no weight has
         named = zip(self.names, self._parameters, strict=True)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["not finite", "gradient", "loss spike", "collapse", "overfitting", "rate"]
+Kind = Literal["not finite", "weights", "gradient", "loss spike", "collapse", "overfitting", "rate"]
 Action = Literal["warn", "rollback", "stop"]
 
-CURABLE: frozenset[Kind] = frozenset({"not finite", "gradient", "loss spike", "collapse"})
+CURABLE: frozenset[Kind] = frozenset({"not finite", "weights", "gradient", "loss spike", "collapse"})
 """What a lower rate from an earlier state can cure."""
 
 WINDOW = 200
@@ -30,6 +30,8 @@ EXPLODED = 10.0
 GROSS = 1000.0
 SPIKE = 5.0
 """A loss so many 5–95 % ranges above the 95 % quantile is a spike."""
+OUTGROWN = 10.0
+"""Weights so many times those of up to `FEWEST` steps before have exploded; a third of it is to blame for gradients."""
 REPEATS, WITHIN = 3, 10
 """So many notices of a kind within so many steps are serious."""
 COLLAPSED = 0.1
@@ -88,41 +90,77 @@ class Guard:
         self._count = 0
         self._low: NDArray[np.float64] | None = None
         self._high: NDArray[np.float64] | None = None
+        self._weights: NDArray[np.float64] | None = None
+        self._weighed_at = 0
         self._odd: dict[Kind, deque[int]] = {}
         self._said: dict[str, int] = {}
 
-    def step(self, facts: StepFacts) -> list[Trouble]:
-        """Return what is wrong with this step; each kind of notice at most once in `WINDOW` steps."""
+    def step(self, facts: StepFacts, weigh: Callable[[], NDArray[np.float64]]) -> list[Trouble]:
+        """Return what is wrong with this step; each kind at most once in `WINDOW` steps, once more when serious.
+
+        Args:
+            facts: of the step.
+            weigh: measures (P,) the norm of each parameter; called rarely.
+        """
         total = float(np.sqrt(np.square(facts.layer_norms).sum()))
         now = np.array([*facts.layer_norms, total, facts.loss])
-        found = self._judge(facts, now) if self._high is not None else []
+        found = self._judge(facts, now, weigh) if self._high is not None else []
+        if self._count % FEWEST == 0:
+            found += self._weigh(facts.step, weigh())
         if facts.planned_rate > 0 and not math.isclose(facts.rate, facts.planned_rate, rel_tol=1e-6):
             said = f"the learning rate is {facts.rate:.3g}, planned is {facts.planned_rate:.3g}"
             found.append(Trouble("rate", said, serious=True))
         self._remember(now)
         return [trouble for trouble in found if self._is_news(trouble, facts.step)]
 
-    def _judge(self, facts: StepFacts, now: NDArray[np.float64]) -> list[Trouble]:
+    def _judge(
+        self, facts: StepFacts, now: NDArray[np.float64], weigh: Callable[[], NDArray[np.float64]]
+    ) -> list[Trouble]:
         assert self._low is not None and self._high is not None
         found = []
         total, usual = now[-2], self._high[-2]
         if total > EXPLODED * max(usual, 1e-12):
-            layer, times = self._loudest(facts.layer_norms)
-            found.append(
-                self._odd_step(
-                    "gradient",
-                    f"the gradient's norm is {total:.3g}, {total / max(usual, 1e-12):.0f} times its usual {usual:.3g}; "
-                    f"first of all in {layer} ({times:.0f} times its usual)",
-                    facts.step,
-                    layer,
-                    gross=total > GROSS * usual,
-                )
-            )
+            said = f"the gradient's norm is {total:.3g}, {total / max(usual, 1e-12):.3g} times its usual {usual:.3g}"
+            layer, blame = self._blame(facts, weigh())
+            gross = total > GROSS * usual
+            found.append(self._odd_step("gradient", f"{said}; {blame}", facts.step, layer, gross=gross))
         low, high = self._low[-1], self._high[-1]
         if facts.loss > high + SPIKE * max(high - low, 0.05 * abs(high)):
             said = f"the loss is {facts.loss:.4g}; 90 % of the last steps lay between {low:.4g} and {high:.4g}"
             found.append(self._odd_step("loss spike", said, facts.step))
         return found
+
+    def _weigh(self, step: int, weights: NDArray[np.float64]) -> list[Trouble]:
+        """Compare the weights with those of the last weighing, and keep them for the next."""
+        found = []
+        if self._weights is not None:
+            layer, growth = self._outgrown(weights)
+            if growth > OUTGROWN:
+                said = f"the weights of {layer} grew {growth:.3g} times in {step - self._weighed_at} steps"
+                found.append(Trouble("weights", said, layer, serious=True))
+        self._weights, self._weighed_at = weights, step
+        return found
+
+    def _outgrown(self, weights: NDArray[np.float64]) -> tuple[str, float]:
+        """Return the layer whose weights grew most since the last weighing; small ones count by what is usual."""
+        assert self._weights is not None
+        usual = 0.1 * float(np.median(self._weights))  # else every bias that starts at 0 grows without bound
+        growth = weights / np.maximum(np.maximum(self._weights, usual), 1e-12)
+        at = int(growth.argmax())
+        return self._layers[at], float(growth[at])
+
+    def _blame(self, facts: StepFacts, weights: NDArray[np.float64]) -> tuple[str, str]:
+        """Return the layer behind a large gradient, and why.
+
+        Weights that exploded show in the gradients of the layers before theirs, so they are asked first.
+        """
+        if self._weights is not None:
+            layer, growth = self._outgrown(weights)
+            if growth > OUTGROWN / 3:
+                steps = facts.step - self._weighed_at
+                return layer, f"the weights of {layer} grew {growth:.3g} times in the last {steps} steps"
+        layer, times = self._loudest(facts.layer_norms)
+        return layer, f"most in {layer}, {times:.3g} times its usual"
 
     def _loudest(self, norms: NDArray[np.float64]) -> tuple[str, float]:
         """Return the layer with the largest rise among those that matter in the total norm, and its rise."""
@@ -152,7 +190,7 @@ class Guard:
     def _is_news(self, trouble: Trouble, step: int) -> bool:
         key = f"{trouble.kind}{'!' if trouble.serious else ''}"
         last = self._said.get(key)
-        if last is not None and step - last < WINDOW and not (trouble.serious and trouble.kind in CURABLE):
+        if last is not None and step - last < WINDOW:
             return False
         self._said[key] = step
         return True
@@ -161,6 +199,7 @@ class Guard:
         """Start the count of odd steps anew: the run was rolled back."""
         self._odd.clear()
         self._said.clear()
+        self._weights = None
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed guard needs, as arrays and plain values."""
@@ -169,6 +208,8 @@ class Guard:
             "count": self._count,
             "low": self._low,
             "high": self._high,
+            "weights": self._weights,
+            "weighed_at": self._weighed_at,
             "odd": {kind: list(steps) for kind, steps in self._odd.items()},
             "said": dict(self._said),
         }
@@ -179,6 +220,7 @@ class Guard:
             return
         self._seen, self._count = state["seen"].copy(), state["count"]
         self._low, self._high = state["low"], state["high"]
+        self._weights, self._weighed_at = state["weights"], state["weighed_at"]
         self._odd = {kind: deque(steps, maxlen=REPEATS) for kind, steps in state["odd"].items()}
         self._said = dict(state["said"])
 

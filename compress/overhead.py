@@ -66,7 +66,9 @@ def measure(arch: str, image_size: int, batch_size: int) -> dict[str, float]:
         run.create({}, {})
         loop = _Fit(task, config, run, Silent())
         loop.state.model.train()
-        bare, watched, saved = [], [], []
+        bare: list[float] = []
+        watched: list[float] = []
+        saved: list[float] = []
         for number in range(STEPS):
             order = (bare, watched) if number % 2 else (watched, bare)
             for times in order:
@@ -81,8 +83,8 @@ def measure(arch: str, image_size: int, batch_size: int) -> dict[str, float]:
                 loop._save()
                 saved.append(time.perf_counter() - started)
     added = [one - other for one, other in zip(watched, bare, strict=True)]
-    times = {"bare step": bare, "watching adds": added, "saving a state": saved}
-    return {name: 1e3 * statistics.median(values[len(values) // 6 :]) for name, values in times.items()}
+    found = {"bare step": bare, "watching adds": added, "saving a state": saved}
+    return {name: 1e3 * statistics.median(values[len(values) // 6 :]) for name, values in found.items()}
 
 
 def _bare_step(loop: _Fit, task: _Noise) -> None:
@@ -90,7 +92,7 @@ def _bare_step(loop: _Fit, task: _Noise) -> None:
     state = loop.state
     loss = task.loss(state.model, None)["loss"]
     float(loss.detach())
-    loss.backward()
+    state.accelerator.backward(loss)
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
     state.optimizer.step()
     state.optimizer.zero_grad()

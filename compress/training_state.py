@@ -129,6 +129,11 @@ class TrainingState:
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no"
         )
+        if self.accelerator.num_processes > 1:
+            raise UsageError(
+                f"training in {self.accelerator.num_processes} processes is not there yet: each would train on every "
+                f"picture. Start one process"
+            )
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas)

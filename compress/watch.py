@@ -74,7 +74,8 @@ class Watch:
             self._not_finite("gradient's norm", total, where, parts)
         position = self._state.position
         rate = max(float(group["lr"]) for group in self._state.optimizer.param_groups)
-        self._take(self._guard.step(StepFacts(self._step(), parts["loss"], norms, rate, planned_rate)), position.step)
+        facts = StepFacts(self._step(), parts["loss"], norms, rate, planned_rate)
+        self._take(self._guard.step(facts, self.gradients.weigh), position.step)
 
     def weights(self) -> None:
         """Refuse weights that are no numbers: no state with them is ever saved.

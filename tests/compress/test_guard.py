@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from killable_for_tests import Pictures
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +26,10 @@ LAYERS = ("stem.weight", "blocks.0.weight", "head.weight")
 CONFIG = FitConfig(epochs=6, lr=0.01, device="cpu", schedule=ScheduleConfig(name="constant"))
 
 
+def weigh() -> NDArray[np.float64]:
+    return np.array([5.0, 8.0, 2.0])
+
+
 def healthy(guard: Guard, steps: int, *, first: int = 0, seed: int = 0) -> list[Trouble]:
     """Feed steps of an ordinary training: log-normal norms, a loss that falls and jitters."""
     rng = np.random.default_rng(seed)
@@ -32,7 +37,7 @@ def healthy(guard: Guard, steps: int, *, first: int = 0, seed: int = 0) -> list[
     for step in range(first, first + steps):
         loss = 1.0 + 2.0 * np.exp(-step / 100) + 0.1 * rng.normal()
         norms = np.exp(0.5 * rng.normal(size=3)) * (1.0, 0.1, 3.0)
-        found += guard.step(StepFacts(step, float(loss), norms, 0.01, 0.01))
+        found += guard.step(StepFacts(step, float(loss), norms, 0.01, 0.01), weigh)
     return found
 
 
@@ -45,34 +50,51 @@ def test_the_exploding_layer_is_named_and_gets_serious_when_it_goes_on() -> None
     guard = Guard(LAYERS)
     healthy(guard, 100)
     found = []
-    for number in range(8):
+    for number in range(12):
         norms = np.array([1.0, 0.1 * 3.0**number, 3.0])
-        found += guard.step(StepFacts(100 + number, 1.0, norms, 0.01, 0.01))
+        found += guard.step(StepFacts(100 + number, 1.0, norms, 0.01, 0.01), weigh)
     assert [trouble.kind for trouble in found] == ["gradient"] * len(found)
     assert {trouble.layer for trouble in found} == {"blocks.0.weight"}
     assert not found[0].serious
-    assert any(trouble.serious for trouble in guard.step(StepFacts(108, 1.0, np.array([1.0, 1e6, 3.0]), 0.01, 0.01)))
+    assert found[-1].serious
+    assert len(found) == 2  # a notice, and once more when it is serious
+
+
+def test_weights_that_grow_take_the_blame_and_are_named_without_a_gradient_too() -> None:
+    """Exploding weights show in the gradients of the layers before theirs, and in none where the loss is 0."""
+    heavy = lambda: np.array([5.0, 8.0, 2.0 * 20.0])  # noqa: E731
+    guard = Guard(LAYERS)
+    healthy(guard, 105)
+    (found,) = guard.step(StepFacts(105, 1.0, np.array([100.0, 10.0, 3.0]), 0.01, 0.01), heavy)
+    assert (found.kind, found.layer) == ("gradient", "head.weight")
+    assert "grew 20 times in the last 5 steps" in found.message
+    quiet = Guard(LAYERS)
+    told = []
+    for step in range(60):
+        told += quiet.step(StepFacts(step, 0.0, np.zeros(3), 0.01, 0.01), heavy if step >= 30 else weigh)
+    (found,) = told
+    assert (found.kind, found.layer, found.serious) == ("weights", "head.weight", True)
 
 
 def test_one_odd_step_is_a_notice_said_once_in_a_window() -> None:
     guard = Guard(LAYERS)
     healthy(guard, 100)
     odd = np.array([200.0, 0.1, 3.0])
-    (found,) = guard.step(StepFacts(100, 1.0, odd, 0.01, 0.01))
+    (found,) = guard.step(StepFacts(100, 1.0, odd, 0.01, 0.01), weigh)
     assert (found.kind, found.layer, found.serious) == ("gradient", "stem.weight", False)
     healthy(guard, 30, first=101)
-    assert guard.step(StepFacts(131, 1.0, odd, 0.01, 0.01)) == []
+    assert guard.step(StepFacts(131, 1.0, odd, 0.01, 0.01), weigh) == []
     healthy(guard, WINDOW, first=132)
-    assert len(guard.step(StepFacts(132 + WINDOW, 1.0, odd, 0.01, 0.01))) == 1
+    assert len(guard.step(StepFacts(132 + WINDOW, 1.0, odd, 0.01, 0.01), weigh)) == 1
 
 
 def test_a_loss_spike_and_a_rate_out_of_plan() -> None:
     guard = Guard(LAYERS)
     healthy(guard, 100)
-    (spike,) = guard.step(StepFacts(100, 40.0, np.ones(3), 0.01, 0.01))
+    (spike,) = guard.step(StepFacts(100, 40.0, np.ones(3), 0.01, 0.01), weigh)
     assert spike.kind == "loss spike"
     assert "40" in spike.message
-    (rate,) = guard.step(StepFacts(101, 1.5, np.ones(3), 0.01, 0.002))
+    (rate,) = guard.step(StepFacts(101, 1.5, np.ones(3), 0.01, 0.002), weigh)
     assert rate.kind == "rate"
     assert "0.002" in rate.message
 
@@ -83,7 +105,7 @@ def test_a_restored_guard_judges_as_the_one_that_was_saved() -> None:
     other.restore(one.state())
     for step in range(110, 120):
         facts = StepFacts(step, 1.0, np.array([1.0, 9.0, 50.0]) * (step - 108), 0.01, 0.01)
-        assert one.step(facts) == other.step(facts)
+        assert one.step(facts, weigh) == other.step(facts, weigh)
     other.restore({})
     Guard(LAYERS[:2]).restore(one.state())  # another model's: left alone
 
@@ -221,17 +243,19 @@ def run_faulty(folder: Path, **changes: object) -> tuple[FitResult, Listening, l
     return result, shown, found
 
 
-def test_a_planted_exploding_layer_is_named_before_the_loss_turns_nan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad_from", [40, 45, 53])
+def test_a_planted_exploding_layer_is_named_before_the_loss_turns_nan(tmp_path: Path, bad_from: int) -> None:
     run, shown = RunFolder(tmp_path), Listening()
     run.create({}, {})
     with pytest.raises(DivergedError, match=r"became (nan|inf) at step") as caught:
-        fit(Faulty(), CONFIG, run, display=shown)
+        fit(Faulty(bad_from), CONFIG, run, display=shown)
     found = [row for row in run.read_metrics() if row["kind"] == "guard"]
-    assert found[0]["trouble"] == "gradient"
+    assert found[0]["trouble"] in ("gradient", "weights")
     first = (found[0]["epoch"] - 1) * 12 + found[0]["step"]
     nan_at = int(str(caught.value).split("at step ")[1].split(",")[0])
-    assert 40 <= first < nan_at - 1
-    assert any("first of all in" in line for line in shown.lines)
+    assert bad_from <= first < nan_at - 3
+    assert found[0]["layer"] == "2.weight"  # the planted one; the largest gradient is that of the layer before it
+    assert any("the weights of 2.weight grew" in line for line in shown.lines)
     json.dumps(found)
 
 
@@ -251,7 +275,7 @@ def test_rollback_recovers_the_run_and_says_so(tmp_path: Path) -> None:
 def test_stop_ends_the_run_at_serious_trouble_with_the_last_good_state_left(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.create({}, {})
-    with pytest.raises(DivergedError, match="gradient's norm is"):
+    with pytest.raises(DivergedError, match=r"weights of 2\.weight grew"):
         fit(Faulty(), CONFIG.model_copy(update={"guard": "stop"}), run)
     result = fit(Pictures2(), CONFIG, run, resume=True)
     assert result.rows[-1]["epoch"] == 6

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgekit.atomic import atomic_folder
 from edgekit.errors import MissingExtraError
+from edgekit.export.coreml_fp16 import prepared_for_fp16
 from edgekit.export.quiet import quiet
 
 Precision = Literal["fp32", "fp16"]
@@ -78,7 +79,8 @@ def export_coreml(
         name="image", shape=tuple(sample.shape), scale=1 / 255.0, color_layout=coremltools.colorlayout.RGB
     )
     with quiet(), torch.no_grad():
-        converted = _WithProbabilities(model, output_names) if classes else model
+        safe = model if precision == "fp32" else prepared_for_fp16(model)
+        converted = _WithProbabilities(safe, output_names) if classes else safe
         exported = torch.export.export(converted.eval(), (sample,)).run_decompositions({})
         outputs = [coremltools.TensorType(name=name) for name in names]
         program = coremltools.convert(exported, convert_to="milinternal", inputs=[picture], outputs=outputs, **target)

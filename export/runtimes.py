@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from edgekit.errors import LoadError, UsageError, did_you_mean
+from edgekit.errors import LoadError, MissingExtraError, UsageError, did_you_mean
 from edgekit.export.session import Session
 
 Format = Literal["onnx", "coreml", "tflite"]
@@ -32,8 +32,10 @@ def _litert(path: Path, threads: int) -> Session:
 
 
 def _mil(path: Path, threads: int) -> Session:
-    from edgekit.export.mil import MilSession
-
+    try:
+        from edgekit.export.mil import MilSession
+    except ModuleNotFoundError as e:
+        raise MissingExtraError(e.name or "torch", "coreml", "Running an .mlpackage away from a Mac") from e
     return MilSession(path, threads)
 
 

@@ -19,7 +19,7 @@ _SCHEDULE = (f"{_FIT}epochs", f"{_FIT}lr", f"{_FIT}schedule.")
 # where things lie and how a run is watched changes no weight; the data are told by their fingerprint, not their path
 _FREE = frozenset(
     {"output", "data", "teacher_cache", "recipe.name"}
-    | {f"{_FIT}{name}" for name in ("device", "checkpoint_every", "guard", "patience", "allow_restarts")}
+    | {f"{_FIT}{name}" for name in ("device", "checkpoint_every", "guard", "patience", "tensorboard", "allow_restarts")}
 )
 _SHOWN = 6
 

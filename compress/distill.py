@@ -247,6 +247,11 @@ def _start_from_teacher(student: Student, head: ClassHead) -> None:
 def _clear(run: RunFolder) -> None:
     """Take away what a replaced run left, so that nothing of it is mistaken for this one."""
     left = (DistillTask.checkpoint_name, TEACHER_FILE, "run.json")
-    for path in (run.metrics_path, run.history_path, *(run.path / name for name in left)):
+    for path in (
+        run.metrics_path,
+        run.history_path,
+        *run.path.glob("tensorboard/events*"),
+        *(run.path / name for name in left),
+    ):
         path.unlink(missing_ok=True)
     # the states go in `fit`

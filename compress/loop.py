@@ -20,6 +20,7 @@ from edgekit.compress.run_lock import locked
 from edgekit.compress.schedule import factor
 from edgekit.compress.stopping import StopRequest, stop_signals
 from edgekit.compress.task import Task
+from edgekit.compress.tensorboard import Board
 from edgekit.compress.training_state import FitResult, Position, TrainingState, epoch_row, parameter_groups, pick_device
 from edgekit.compress.watch import MOST_ROLLBACKS, DivergedError, TroubleError, Watch
 from edgekit.errors import LoadError, StoppedError
@@ -68,6 +69,7 @@ class _Fit:
         self.due = Due(Cadence.parse(config.checkpoint_every) if config.checkpoint_every else None)
         self.outlook = Outlook(config, task.metric)
         self.request = StopRequest()
+        self.board: Board | None = None
         self.group_started, self.group_images = 0.0, 0
 
     def run(self, *, resume: bool) -> FitResult:
@@ -81,6 +83,8 @@ class _Fit:
             self.checkpoints.clear()
         if self.config.guard == "rollback" and not done_steps:
             self._save()  # there is always something to go back to
+        if self.config.tensorboard:
+            self.board = Board(self.folder.path / "tensorboard", done_steps)
         self.display.start(self.config.epochs, steps, done_steps)
         try:
             with stop_signals() as self.request:
@@ -88,6 +92,8 @@ class _Fit:
                     self._epoch()
         finally:
             self.display.finish()
+            if self.board is not None:
+                self.board.close()
         state.result.seconds = time.perf_counter() - started
         return state.result
 
@@ -118,7 +124,7 @@ class _Fit:
         row["seconds"] = before + time.perf_counter() - started
         self.watch.epoch([*self.state.result.rows, row], self.task.metric)
         self.state.result.rows.append(row)
-        self.folder.append_metrics(row)
+        self._write(row)
         self.state.position = Position(epoch + 1)
         self._save()
         self.display.epoch(row)
@@ -210,12 +216,18 @@ class _Fit:
 
     def _write_step_row(self, parts: Mapping[str, float], grad_norm: float) -> None:
         position, now = self.state.position, time.perf_counter()
-        self.folder.append_metrics(
+        self._write(
             {"kind": "step", "epoch": position.epoch, "step": position.step, "lr": position.lr, "grad_norm": grad_norm}
             | {name: value for name, value in parts.items() if not name.startswith("_")}
             | {"images_per_s": self.group_images / (now - self.group_started)}
         )
         self.group_started, self.group_images = now, 0
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.folder.append_metrics(row)
+        if self.board is not None:
+            position = self.state.position
+            self.board.add(row, (position.epoch - 1) * self.task.steps_per_epoch + position.step)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Evaluate the weights that count, and save them if they are the best so far."""

@@ -72,6 +72,7 @@ class FitConfig(_Frozen):
         guard: what to do at serious trouble (`edgekit.compress.guard`): "warn", "rollback" to the last good state with
             half the rate, or "stop".
         patience: evaluations without a better metric after which training ends; 0 is off.
+        tensorboard: write TensorBoard events to the run folder, too.
         allow_restarts: train even where the planned rate jumps up after warm-up (`edgekit.compress.plan_ahead`).
     """
 
@@ -92,6 +93,7 @@ class FitConfig(_Frozen):
     checkpoint_every: str | None = None
     guard: Action = "warn"
     patience: int = Field(default=0, ge=0)
+    tensorboard: bool = False
     allow_restarts: bool = False
 
     @field_validator("checkpoint_every", mode="before")

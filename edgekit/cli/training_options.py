@@ -9,7 +9,7 @@ import click
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-GUARD_FIELDS = ("checkpoint_every", "guard", "patience", "allow_restarts")
+GUARD_FIELDS = ("checkpoint_every", "guard", "patience", "tensorboard", "allow_restarts")
 """Fields of `FitConfig` that `guard_options` sets."""
 
 
@@ -47,6 +47,7 @@ def guard_options(command: _Command) -> _Command:
     command = click.option(
         "--allow-restarts", is_flag=True, default=None, help="Train although the planned rate jumps up after warm-up."
     )(command)
+    command = click.option("--tensorboard", is_flag=True, default=None, help="Write TensorBoard events, too.")(command)
     command = click.option(
         "--patience", type=int, help="End after so many evaluations without a better metric; 0 is off."
     )(command)

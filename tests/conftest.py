@@ -69,6 +69,7 @@ def whole_path(tmp_path_factory: pytest.TempPathFactory) -> WholePath:
     return make_whole_path(tmp_path_factory.mktemp("whole-path"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one worker, and all that need the whole path in one: it is made once."""
     for item in items:

@@ -146,7 +146,9 @@ def test_verify_needs_no_torch(bundle: Path, tmp_path: Path) -> None:
     """Where torch cannot be imported, neither here nor in a child process, ONNX and TFLite are verified."""
     for name in ("torch", "torchvision", "coremltools"):
         (tmp_path / "none").mkdir(exist_ok=True)
-        (tmp_path / "none" / f"{name}.py").write_text("raise ImportError('not installed here')\n")
+        (tmp_path / "none" / f"{name}.py").write_text(
+            f"raise ModuleNotFoundError('not installed here', name='{name}')\n"
+        )
     script = (
         "import sys; from pathlib import Path; from edgekit.export.verify import verify_bundle\n"
         "names = ['model.fp32.onnx', 'model.int8.onnx', 'model.fp32.tflite', 'model.int8.tflite']\n"

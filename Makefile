@@ -21,7 +21,7 @@ demo: $(STAMP)  ## the main job, offline, in a few minutes
 
 # Two workers with a thread each: two threads of one small net mostly wait for each other.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: lint types test
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from whole_path_for_tests import WholePath
@@ -62,16 +63,14 @@ def without_root() -> Callable[[], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def whole_path(tmp_path_factory: pytest.TempPathFactory) -> WholePath:
-    """Return a trained student with its run folder, bundle and bench, made once by the demo's own code."""
+def whole_path(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> WholePath:
+    """Return a trained student with its run folder, bundle and bench, made once by the demo's own code.
+
+    The first of several test workers makes it; the others wait for it.
+    """
     from whole_path_for_tests import make_whole_path
 
-    return make_whole_path(tmp_path_factory.mktemp("whole-path"))
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one worker, and all that need the whole path in one: it is made once."""
-    for item in items:
-        shared = "whole_path" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("whole path" if shared else str(item.path)))
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    with FileLock(shared / "whole-path.lock"):
+        return make_whole_path(shared / "whole-path")

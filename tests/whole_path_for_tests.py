@@ -34,9 +34,10 @@ class WholePath:
 
 
 def make_whole_path(folder: Path) -> WholePath:
-    """Run the demo at a size that takes a minute or two."""
+    """Run the demo at a size that takes a minute or two; a folder that it has filled is taken as it is."""
     config = DemoConfig(
         labelled=240, unlabelled=960, val=120, teacher_epochs=6, student_epochs=4, views=2, bench_budget_s=4.0
     )
-    run_demo(folder, config, Terminal(verbosity=-1), overwrite=True)
+    if not (folder / "RESULTS.md").is_file():
+        run_demo(folder, config, Terminal(verbosity=-1), overwrite=True)
     return WholePath(folder, config.student_epochs, config.image_size)

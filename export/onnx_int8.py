@@ -92,7 +92,7 @@ def quantize_onnx(
     shapes = tensor_shapes(graph)
     products = open_attention(graph, shapes, config.attention_tokens) if config.attention_tokens else []
     layers, weights, left = choose(graph, config, shapes)
-    if not layers and not products:
+    if not layers and not products and not weights:
         raise UsageError(
             f"{float_path.name} has no layer that gains from 8 bits: {len(left)} stay float, none is left. "
             "Export it as fp16 or fp32, or lower `thin_channels`"

@@ -86,7 +86,7 @@ def make_bundle(folder: Path, claims: dict[Path, str]) -> Path:
         (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
         records.append({
             "path": path.name, "format": forms[path.suffix], "precision": claim, "recipe": "", "parity": {},
-            "runtime": {}, "sha256": sha256_of(path), "size_bytes": 1,
+            "runtime": {}, "sha256": sha256_of(path), "size_bytes": 1, "inputs": [], "outputs": [],
         })  # fmt: skip
     contract = {"name": "image", "layout": {}, "preprocess": {}}
     manifest = {

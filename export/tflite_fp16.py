@@ -42,5 +42,8 @@ def halve_tflite(float_path: Path, out: Path) -> int:
     for number in left:  # emptied last: constants of equal content share one
         graph.model.buffers[number].data = None
     graph.operators = [*widened, *graph.operators]
+    for index, tensor in enumerate(graph.tensors):
+        if index not in (*graph.inputs, *graph.outputs):
+            tensor.name = str(index).encode()  # the converter's paths are a twelfth of the file
     graph.write(out)
     return len(widened)

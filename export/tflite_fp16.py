@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.export.tflite_graph import Graph
+from edgekit.export.tflite_plan import WEIGHTED
 
 _LIMIT = float(np.finfo(np.float16).max)
 _DEQUANTIZE_FLOAT16 = 3
@@ -16,8 +17,8 @@ _DEQUANTIZE_FLOAT16 = 3
 def halve_tflite(float_path: Path, out: Path) -> int:
     """Write `out`, the float model with float16 weights; return how many tensors were halved.
 
-    Each float32 constant of two numbers and more is stored as float16 behind a DEQUANTIZE, which XNNPACK folds when it
-    loads the file: half the size at float32 speed. GPU delegates compute in float16.
+    The weights of convolutions and linear layers are stored as float16 behind a DEQUANTIZE, which XNNPACK folds when it
+    loads the file: half the size at float32 speed. GPU delegates compute in float16. Biases stay float32.
 
     Args:
         float_path: a model of `export_tflite`; it is not changed.
@@ -28,12 +29,12 @@ def halve_tflite(float_path: Path, out: Path) -> int:
         LoadError: `float_path` is no TFLite model.
     """
     graph = Graph.read(float_path)
-    read = {int(index) for operator in graph.operators for index in operator.inputs}
+    weights = {int(operator.inputs[1]) for operator in graph.operators if graph.name(operator) in WEIGHTED}
     widened, left = [], set()
-    for index in sorted(read - {-1}):
+    for index in sorted(weights):
         tensor = graph.tensors[index]
         content = graph.constant(index) if tensor.type == graph.schema.TensorType.FLOAT32 else None
-        if content is None or content.size < 2:
+        if content is None:  # a product of two computed tensors
             continue
         half = graph.add_tensor(index, "FLOAT16", ".float16", np.clip(content, -_LIMIT, _LIMIT).astype(np.float16))
         left.add(tensor.buffer)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from edgekit.compress.progress import TrainingDisplay
 from edgekit.compress.recipe import load_recipe
 from edgekit.compress.run_folder import RunFolder
 from edgekit.data import load_dataset
+from edgekit.demo.clock import Clock
 from edgekit.demo.drawings import DrawnSet, write_drawings
 from edgekit.demo.sheet import contact_sheet
 from edgekit.errors import VerificationError
@@ -94,7 +92,7 @@ def run_demo(out: Path, config: DemoConfig, terminal: Terminal, *, overwrite: bo
         OutputExistsError: `out` holds something and `overwrite` is false.
     """
     atomic.refuse_existing(out, overwrite=overwrite)
-    clock = _Clock(terminal)
+    clock = Clock(terminal)
     with clock.step("1/6  Draw", "few labels and many captions: drawings of shapes, in code, so nothing is downloaded"):
         drawn = write_drawings(
             out / "drawings",
@@ -283,19 +281,3 @@ def _conclude(result: DemoResult, config: DemoConfig, out: Path, terminal: Termi
     )
     total = sum(result.seconds.values())
     terminal.say(f"{result.files} files proven; all of it took {total:.0f} s; see {out / 'RESULTS.md'}")
-
-
-class _Clock:
-    """Times the steps and announces each with what it is for."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, title: str, why: str) -> Iterator[None]:
-        self._terminal.heading(title)
-        self._terminal.say(why)
-        started = time.perf_counter()
-        yield
-        self.seconds[title.split("  ", 1)[-1].strip()] = time.perf_counter() - started

@@ -44,6 +44,11 @@ class PixelStore:
     broken: dict[str, str]
 
 
+def labels_of(store: PixelStore) -> NDArray[np.int64]:
+    """Return the class index (N,) of each picture; −1 for those without label."""
+    return np.array([-1 if sample.label is None else sample.label for sample in store.samples], np.int64)
+
+
 def squeeze_pixels(picture: Image.Image, size: int) -> NDArray[np.uint8]:
     """Resize a whole picture to (size, size, 3) uint8, whatever its aspect."""
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)

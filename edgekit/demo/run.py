@@ -14,7 +14,9 @@ from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.table import render_markdown, render_terminal
 from edgekit.compress.captions import load_captions
 from edgekit.compress.clip_task import CLIP_DEMO, ClipData, ClipTask, build_clip
-from edgekit.compress.distill import STORE_SCALE, DistillConfig, distill
+from edgekit.compress.distill import distill
+from edgekit.compress.distill_config import DistillConfig
+from edgekit.compress.distill_data import STORE_SCALE
 from edgekit.compress.distill_report import DistillSummary
 from edgekit.compress.loop import fit
 from edgekit.compress.pixels import decode_eval, decode_train

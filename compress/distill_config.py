@@ -1,0 +1,74 @@
+"""What to distill: the settings of one run, checked together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.compress.recipe import Recipe
+from edgekit.errors import UsageError
+from edgekit.models.prompts import TEMPLATES
+from edgekit.models.student import check_arch
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What to distill.
+
+    Attributes:
+        data: folder or CSV (`edgekit.data.load_dataset`).
+        output: the run folder.
+        recipe: loss weights, optimisation, augmentation.
+        student: timm name; one with a tag ("mobilevit_xxs.cvnets_in1k") starts from timm's hub weights.
+        image_size: side of the student's input in pixels.
+        student_weights: local weights that the backbone starts from.
+        init_from: run folder or checkpoint whose whole student this run starts from, as its next phase.
+        teacher: see `edgekit.models.teacher.load_teacher`.
+        teacher_embeddings: precomputed embeddings, instead of a teacher.
+        templates: prompt templates with a {} for the class name.
+        val_fraction: where the data has no validation split of its own.
+        max_broken: share of unreadable pictures that is tolerated.
+        embed_dim: of a student without a teacher; else it is the teacher's.
+        teacher_cache: where teacher stores are kept; None puts them beside the run folder.
+    """
+
+    data: Path
+    output: Path
+    recipe: Recipe
+    student: str = "mobilevit_xxs"
+    image_size: int = 256
+    student_weights: Path | None = None
+    init_from: Path | None = None
+    teacher: str | None = None
+    teacher_embeddings: Path | None = None
+    templates: tuple[str, ...] = TEMPLATES
+    val_fraction: float | None = None
+    max_broken: float = 0.01
+    embed_dim: int = 512
+    teacher_cache: Path | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot work, before any work is done.
+
+        Raises:
+            UsageError: the teacher is missing, double, or not used; or the student is unknown.
+        """
+        given = [o for o, v in (("--teacher", self.teacher), ("--teacher-embeddings", self.teacher_embeddings)) if v]
+        if len(given) > 1:
+            raise UsageError("--teacher and --teacher-embeddings exclude each other; give one")
+        if self.recipe.needs_teacher and not given:
+            raise UsageError(
+                "no teacher given: pass --teacher ARCH:TAG, --teacher FILE.onnx or --teacher-embeddings FILE.npz; "
+                "or train without one with --alpha 0 --beta 0"
+            )
+        if given and not self.recipe.needs_teacher:
+            raise UsageError(f"{given[0]} is given, but with --alpha 0 --beta 0 nothing learns from it; leave it out")
+        if self.init_from is not None and self.student_weights is not None:
+            raise UsageError("--init-from and --student-weights exclude each other; give one")
+        check_arch(self.student)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved settings, for config.yaml."""
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        return {**plain, "templates": list(self.templates), "recipe": self.recipe.model_dump(mode="json")}

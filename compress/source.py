@@ -1,0 +1,103 @@
+"""Where a student's training batches come from: pictures, their labels, and what the teacher says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgekit.compress.pixels import PixelStore, labels_of
+from edgekit.compress.randomness import permutation, sample_ids
+from edgekit.compress.recipe import Recipe
+from edgekit.compress.teacher_store import TeacherTable
+from edgekit.compress.views import Views, draw_views, render
+from edgekit.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, 3, H, W) in [0, 1], labels (B,) with −1 for none, teacher embeddings (B, D) or None."""
+
+    images: Tensor
+    labels: Tensor
+    teacher: Tensor | None
+
+
+class Source(Protocol):
+    """Training batches; each epoch's are a function of (seed, epoch) alone, so that a resumed run sees the same."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a 1-based epoch, from number `start` (0-based) on."""
+
+
+class StoredSource:
+    """Pictures decoded once, and the teacher's embeddings of stored views of them.
+
+    Args:
+        train: squeezed training pictures.
+        table: the teacher's embeddings; None trains without a teacher.
+        recipe: batch size, seed, augmentation.
+        contract: the student's preprocessing.
+    """
+
+    def __init__(self, train: PixelStore, table: TeacherTable | None, recipe: Recipe, contract: Preprocess) -> None:
+        self.train, self.table, self.recipe, self.contract = train, table, recipe, contract
+        self._ids = sample_ids([sample.key for sample in train.samples])
+        self._labels = labels_of(train)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch; their sizes differ by one at most, so that no last batch is too small for batch norm."""
+        return max(1, round(len(self._ids) / self.recipe.fit.batch_size))
+
+    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch) alone."""
+        order = permutation(self.recipe.fit.seed, epoch, self._ids)
+        for rows in np.array_split(order, self.steps_per_epoch)[start:]:
+            rows = np.sort(rows)  # one sweep through a memory map; a batch is a set
+            views, teacher = self._views(rows, epoch)
+            pixels = torch.from_numpy(self.train.pixels[rows]).to(device).permute(0, 3, 1, 2)
+            images = render(pixels, views, self.contract.image_size)
+            if self.recipe.fit.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield Batch(
+                images,
+                torch.from_numpy(self._labels[rows]).to(device),
+                None if teacher is None else torch.from_numpy(teacher).to(device),
+            )
+
+    def _views(self, rows: NDArray[np.int64], epoch: int) -> tuple[Views, NDArray[np.float32] | None]:
+        """Return one view per row for this epoch, and the teacher's embedding of it."""
+        table = self.table
+        if table is not None and table.views:
+            # samples start at different views, so that every batch mixes all of them
+            number = ((epoch - 1 + self._ids[rows]) % np.uint64(len(table.views))).astype(np.int64)
+            parts = [table.views[n].take(rows[number == n]) for n in range(len(table.views))]
+            order = np.argsort(np.argsort(number, kind="stable"), kind="stable")
+            views = Views(
+                *(
+                    np.concatenate([getattr(p, f) for p in parts])[order]
+                    for f in ("boxes", "flips", "colours", "erased")
+                )
+            )
+            return views, table.train[rows, number].astype(np.float32)
+        fit = self.recipe.fit
+        views = draw_views(
+            self.recipe.augment,
+            self.contract,
+            self.train.aspects[rows],
+            self._ids[rows],
+            (fit.seed, "augment", epoch),
+        )
+        if table is None:
+            return views, None
+        flip_view = min(1, table.train.shape[1] - 1)
+        return views, table.train[rows, np.where(views.flips, flip_view, 0)].astype(np.float32)

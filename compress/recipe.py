@@ -58,8 +58,9 @@ class FitConfig(_Frozen):
     Attributes:
         epochs: passes over the training set.
         batch_size: samples per optimizer step (over all processes).
-        lr: peak learning rate of AdamW.
-        weight_decay: decoupled; not applied to biases, norms and other vectors when `decay_matrices_only`.
+        lr: peak learning rate.
+        optimizer: "adamw", or "sgd" with `momentum`, and Nesterov's where `nesterov`; `betas` are AdamW's alone.
+        weight_decay: decoupled with AdamW, L2 with SGD; not applied to biases, norms and other vectors when `decay_matrices_only`.
         schedule: learning-rate factor over time.
         ema_decay: exponential moving average of the weights, used for evaluation and export; 0 is off.
         clip_norm: largest global gradient norm; 0 is off.
@@ -79,6 +80,9 @@ class FitConfig(_Frozen):
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=32, ge=1)
     lr: float = Field(default=3e-4, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     decay_matrices_only: bool = False
@@ -95,6 +99,12 @@ class FitConfig(_Frozen):
     patience: int = Field(default=0, ge=0)
     tensorboard: bool = False
     allow_restarts: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> FitConfig:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer: sgd and a momentum above 0")
+        return self
 
     @field_validator("checkpoint_every", mode="before")
     @classmethod

@@ -112,6 +112,14 @@ def parameter_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]
     ]
 
 
+def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """Return the optimizer that `config` names, over all trained parameters."""
+    groups = parameter_groups(model, config)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
 class TrainingState:
     """Model, optimizer, moving average, position and result of one run.
 
@@ -136,7 +144,7 @@ class TrainingState:
             )
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas)
+        optimizer = make_optimizer(model, config)
         self.ema = Ema(model, config.ema_decay) if config.ema_decay else None
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.plain: nn.Module = self.accelerator.unwrap_model(self.model)

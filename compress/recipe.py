@@ -60,7 +60,8 @@ class FitConfig(_Frozen):
         batch_size: samples per optimizer step (over all processes).
         lr: peak learning rate.
         optimizer: "adamw", or "sgd" with `momentum`, and Nesterov's where `nesterov`; `betas` are AdamW's alone.
-        weight_decay: decoupled with AdamW, L2 with SGD; not applied to biases, norms and other vectors when `decay_matrices_only`.
+        weight_decay: decoupled with AdamW, L2 with SGD; not applied to biases, norms and other vectors when
+            `decay_matrices_only`.
         schedule: learning-rate factor over time.
         ema_decay: exponential moving average of the weights, used for evaluation and export; 0 is off.
         clip_norm: largest global gradient norm; 0 is off.

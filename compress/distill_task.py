@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.compress.losses import FEATURE_LOSSES, distillation_loss, response_loss, task_loss
+from edgekit.compress.losses import FEATURE_LOSSES, RESPONSE_LOSSES, distillation_loss, task_loss
 from edgekit.compress.pixels import PixelStore, labels_of
 from edgekit.compress.probe import ClassHead
 from edgekit.compress.recipe import Recipe
+from edgekit.compress.relations import affinity_loss, contrastive_loss
 from edgekit.compress.source import Batch, Source
 from edgekit.models.checkpoint import STUDENT_FILE, save_student
-from edgekit.models.student import Student
+from edgekit.models.student import Student, StudentOutput
 
 EVAL_BATCH = 64
 
@@ -50,11 +51,7 @@ class DistillTask:
         self.model: nn.Module = student
         self.student, self.recipe, self.data = student, recipe, data
         self._val_labels = labels_of(data.val)
-        self._weights = {
-            name: weight
-            for name, weight in (("feature", recipe.alpha), ("response", recipe.beta), ("task", recipe.gamma))
-            if weight > 0
-        }
+        self._weights = {name: weight for name, weight in recipe.weights.items() if weight > 0}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,17 +71,29 @@ class DistillTask:
         output = model(batch.images)
         parts: dict[str, Tensor] = {}
         if batch.teacher is not None and self.data.head is not None:
-            if "feature" in self._weights:
-                parts["feature"] = FEATURE_LOSSES[self.recipe.feature_loss](output.embedding, batch.teacher)
-            if "response" in self._weights:
-                scores = self.data.head(batch.teacher)
-                parts["response"] = response_loss(output.logits, scores, self.recipe.temperature)
+            parts |= self._teacher_parts(output, batch, batch.teacher, self.data.head)
         if "task" in self._weights:
             parts["task"] = task_loss(output.logits, batch.labels, self.recipe.label_smoothing)
         total = distillation_loss(parts, {name: w for name, w in self._weights.items() if name in parts})
         labelled = batch.labels >= 0
         correct = ((output.logits.argmax(1) == batch.labels) & labelled).sum()
         return {"loss": total, **parts, "_correct": correct, "_labelled": labelled.sum()}
+
+    def _teacher_parts(
+        self, output: StudentOutput, batch: Batch, teacher: Tensor, head: ClassHead
+    ) -> dict[str, Tensor]:
+        """Return those parts of the loss that compare with the teacher, and have a weight."""
+        recipe, parts = self.recipe, {}
+        if "feature" in self._weights:
+            parts["feature"] = FEATURE_LOSSES[recipe.feature_loss](output.embedding, teacher)
+        if "response" in self._weights:
+            compare = RESPONSE_LOSSES[recipe.response_loss]
+            parts["response"] = compare(output.logits, head(teacher), batch.labels, recipe.temperature)
+        if "affinity" in self._weights:
+            parts["affinity"] = affinity_loss(output.embedding, teacher)
+        if "contrastive" in self._weights:
+            parts["contrastive"] = contrastive_loss(output.embedding, teacher)
+        return parts
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Return accuracy and cross-entropy on the validation split, and agreement with the teacher there."""

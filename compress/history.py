@@ -13,6 +13,9 @@ from edgekit.errors import LoadError
 
 Row = Mapping[str, Any]
 
+LOSS_PARTS = ("loss", "feature", "response", "task", "affinity", "contrastive")
+"""Names of the loss and its parts in metrics.jsonl, in the order in which they are shown."""
+
 
 @dataclass(frozen=True)
 class Curve:

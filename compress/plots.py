@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from edgekit import atomic
+from edgekit.compress.history import LOSS_PARTS
 
 _ACCURACIES = {
     "train_acc": "train",
@@ -16,7 +17,6 @@ _ACCURACIES = {
     "zeroshot_acc": "zero-shot, validation",
     "agreement": "agreement with teacher",
 }
-_PARTS = ("loss", "feature", "response", "task", "contrastive")
 
 
 def plot_run(
@@ -33,7 +33,7 @@ def plot_run(
     figure = Figure(figsize=(12, 3.6), layout="constrained")  # no pyplot: no global state, no display needed
     losses, accuracy, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in rows]
-    for name in (p for p in _PARTS if p in rows[0]):
+    for name in (p for p in LOSS_PARTS if p in rows[0]):
         losses.plot(epochs, [row[name] for row in rows], label=name, linewidth=2 if name == "loss" else 1.2)
     losses.set(title="training loss", xlabel="epoch", ylim=(0, None))
     losses.legend()

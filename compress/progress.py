@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
+from edgekit.compress.history import LOSS_PARTS
 from edgekit.terminal import Terminal
 
-_PARTS = ("loss", "feature", "response", "task", "contrastive")
 _PERCENT = ("train_acc", "val_acc", "zeroshot_acc", "agreement")
 _TITLES = {
     "train_acc": "train %",
@@ -62,7 +62,7 @@ class TrainingDisplay:
         if not row["evaluated"]:
             return
         if not self._columns:
-            self._columns = [name for name in (*_PARTS, *_PERCENT) if name in row]
+            self._columns = [name for name in (*LOSS_PARTS, *_PERCENT) if name in row]
             titles = [_TITLES.get(name, name) for name in self._columns]
             self._terminal.say(
                 "epoch  " + "".join(f"{title:>9}" for title in titles) + f"{'lr':>10}{'seconds':>9}  best"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from edgekit.compress.checkpointing import Cadence
 from edgekit.compress.guard import Action
-from edgekit.compress.losses import FeatureLoss
+from edgekit.compress.losses import FeatureLoss, ResponseLoss
 from edgekit.compress.schedule import ScheduleConfig
 from edgekit.errors import UsageError, did_you_mean
 
@@ -119,12 +119,15 @@ class FitConfig(_Frozen):
 class Recipe(_Frozen):
     """A distillation recipe: loss weights, optimisation, augmentation.
 
-    The loss is α·feature + β·response + γ·task (`edgekit.compress.losses`).
+    The loss is α·feature + β·response + γ·task (`edgekit.compress.losses`), and where they are asked for losses over
+    the pairs of a batch (`edgekit.compress.relations`).
 
     Attributes:
         alpha, beta, gamma: weights of the feature, response and task losses.
         temperature: T of the response loss.
         feature_loss: "cosine" or "mse".
+        response_loss: "kl", "decoupled" or "standardised".
+        affinity, contrastive: weights of the two losses over pairs.
         label_smoothing: of the task loss.
         views: augmented views per picture that the teacher embeds once; training cycles through them. 0 means that
             the teacher sees only the plain picture while the student's view is augmented afresh.
@@ -137,6 +140,9 @@ class Recipe(_Frozen):
     gamma: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=4.0, gt=0)
     feature_loss: FeatureLoss = "cosine"
+    response_loss: ResponseLoss = "kl"
+    affinity: float = Field(default=0.0, ge=0)
+    contrastive: float = Field(default=0.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     views: int = Field(default=0, ge=0, le=1000)
     init_classifier: bool = False
@@ -145,14 +151,25 @@ class Recipe(_Frozen):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Recipe:
-        if self.alpha == self.beta == self.gamma == 0:
+        if not any(self.weights.values()):
             raise ValueError("alpha, beta and gamma are all 0: there is no loss; set at least one")
         return self
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any loss reads the teacher."""
-        return self.alpha > 0 or self.beta > 0
+        return any(weight > 0 for name, weight in self.weights.items() if name != "task")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each part of the loss, by its name in metrics.jsonl."""
+        return {
+            "feature": self.alpha,
+            "response": self.beta,
+            "task": self.gamma,
+            "affinity": self.affinity,
+            "contrastive": self.contrastive,
+        }
 
 
 def recipe_names() -> list[str]:

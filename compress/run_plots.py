@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from edgekit import atomic
-from edgekit.compress.history import Curve, History
+from edgekit.compress.history import LOSS_PARTS, Curve, History
 
-_PARTS = ("loss", "feature", "response", "task", "contrastive", "val_loss")
+_PARTS = (*LOSS_PARTS, "val_loss")
 _ACCURACIES = {"val_acc": "val", "zeroshot_acc": "zero-shot", "train_acc": "train", "agreement": "agreement"}
 _STYLES = ("-", "--", ":", "-.")
 MOST_RUNS = 10

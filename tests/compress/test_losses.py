@@ -13,11 +13,16 @@ from torch.nn import functional as F
 
 from edgekit.compress.losses import (
     FEATURE_LOSSES,
+    NON_TARGET_WEIGHT,
+    RESPONSE_LOSSES,
     FeatureLoss,
+    ResponseLoss,
     cosine_feature_loss,
+    decoupled_response_loss,
     distillation_loss,
     mse_feature_loss,
     response_loss,
+    standardised_response_loss,
     task_loss,
 )
 from tests.tolerances import FP32_EXACT
@@ -169,3 +174,55 @@ def test_shapes_that_would_broadcast_are_refused(loss: object) -> None:
 def test_an_impossible_temperature_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         response_loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
+
+
+@given(SHAPES, SEEDS, TEMPERATURES)
+@settings(max_examples=25, deadline=None)
+def test_decoupled_loss_compares_the_target_and_the_others_apart(
+    shape: tuple[int, int], seed: int, temperature: float
+) -> None:
+    student, teacher = normal(seed, *shape, scale=3), normal(seed + 1, *shape, scale=3)
+    labels = torch.randint(-1, shape[1], (shape[0],), generator=torch.Generator().manual_seed(seed))
+    total = 0.0
+    for s, t, label in zip(student, teacher, labels.tolist(), strict=True):
+        target = label if label >= 0 else int(t.argmax())
+        q, p = naive_softmax(s, temperature), naive_softmax(t, temperature)
+        # 1 − p would lose all digits of a sure target
+        rest_q, rest_p = (sum(x for c, x in enumerate(row) if c != target) for row in (q, p))
+        total += p[target] * math.log(p[target] / q[target]) + rest_p * math.log(rest_p / rest_q)
+        others = [c for c in range(len(p)) if c != target]
+        total += NON_TARGET_WEIGHT * sum(p[c] / rest_p * math.log((p[c] / rest_p) / (q[c] / rest_q)) for c in others)
+    expected = temperature**2 * total / len(student)
+    value = decoupled_response_loss(student, teacher, labels, temperature)
+    assert float(value) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_decoupled_with_weight_of_the_teachers_doubt_is_the_plain_kl() -> None:
+    """arXiv 2203.08679, eq. 5: KL = TCKD + (1 − p_target) · NCKD, for each sample."""
+    student, teacher, labels = normal(0, 1, 6), normal(1, 1, 6), torch.tensor([2])
+    binary_and_rest = float(decoupled_response_loss(student, teacher, labels, 1.0))
+    others = torch.tensor([0, 1, 3, 4, 5])
+    rest = float(response_loss(student[:, others], teacher[:, others], 1.0))
+    doubt = 1 - float(F.softmax(teacher, 1)[0, 2])
+    plain = binary_and_rest + (doubt - NON_TARGET_WEIGHT) * rest
+    assert plain == pytest.approx(float(response_loss(student, teacher, 1.0)), rel=1e-9)
+
+
+@given(SHAPES, SEEDS, TEMPERATURES)
+@settings(max_examples=25, deadline=None)
+def test_standardised_loss_sees_neither_scale_nor_shift_of_the_logits(
+    shape: tuple[int, int], seed: int, temperature: float
+) -> None:
+    student, teacher = normal(seed, *shape), normal(seed + 1, *shape)
+    plain = float(standardised_response_loss(student, teacher, temperature))
+    assert float(standardised_response_loss(student, 7 * teacher + 3, temperature)) == pytest.approx(plain, rel=1e-4)
+    rows = [[(float(v) - float(x.mean())) / (float(x.std(correction=0)) + 1e-7) for v in x] for x in student]
+    other = [[(float(v) - float(x.mean())) / (float(x.std(correction=0)) + 1e-7) for v in x] for x in teacher]
+    expected = float(response_loss(torch.tensor(rows).double(), torch.tensor(other).double(), temperature))
+    assert plain == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", list(RESPONSE_LOSSES))
+def test_response_gradients_of_every_kind_are_those_of_finite_differences(name: ResponseLoss) -> None:
+    student, teacher, labels = normal(0, 4, 6).requires_grad_(), normal(1, 4, 6), torch.tensor([0, -1, 5, 2])
+    assert torch.autograd.gradcheck(lambda s: RESPONSE_LOSSES[name](s, teacher, labels, 2.0), (student,))

@@ -14,10 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgekit.bench.metrics import Float64, unit_rows
 from edgekit.bench.significance import ScoreError
 from edgekit.interval import Interval, wilson
-
-_TIE = 1e-9
-"""Cosines closer than this are equal: above float64 rounding of the dot product, below float32 embeddings' own."""
-_QUERIES_AT_ONCE = 1024
+from edgekit.ranking import best_ranks
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,7 @@ def retrieval_scores(
 ) -> RetrievalScores:
     """Rank by cosine and count.
 
-    The rank of a query is 1 + the number of wrong items that score at least as high as its best right item: ties
-    count against the model, so one that maps everything to one point scores 0 and not 100 %.
+    Ties count against the model (`edgekit.ranking`).
 
     Args:
         images: (N, D) image embeddings; need not be unit rows.
@@ -86,8 +82,8 @@ def retrieval_scores(
     picture_rows, text_rows = unit_rows(images, "image embedding"), unit_rows(captions, "caption embedding")
     owner = _check_owner(image_of_caption, picture_rows, text_rows)
     per_image = np.bincount(owner, minlength=len(picture_rows))
-    to_text = _best_ranks(picture_rows, text_rows, np.arange(len(picture_rows)), owner)
-    to_image = _best_ranks(text_rows, picture_rows, owner, np.arange(len(picture_rows)))
+    to_text = best_ranks(picture_rows, text_rows, np.arange(len(picture_rows)), owner)
+    to_image = best_ranks(text_rows, picture_rows, owner, np.arange(len(picture_rows)))
     return RetrievalScores(
         image_to_text=_direction(to_text, len(text_rows), ks, np.arange(len(picture_rows))),
         text_to_image=_direction(to_image, len(picture_rows), ks, owner),
@@ -95,20 +91,6 @@ def retrieval_scores(
         captions=len(text_rows),
         captions_per_image=(int(per_image.min()), int(per_image.max())),
     )
-
-
-def _best_ranks(
-    queries: Float64, gallery: Float64, query_image: NDArray[np.int64], gallery_image: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return (queries,) ranks, 1 is best, of each query's best right item."""
-    ranks = np.empty(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), _QUERIES_AT_ONCE):  # the score matrix of 5 k x 25 k would take a gigabyte
-        part = slice(start, start + _QUERIES_AT_ONCE)
-        scores = queries[part] @ gallery.T
-        right = query_image[part, None] == gallery_image
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[part] = 1 + np.count_nonzero(~right & (scores >= best - _TIE), axis=1)
-    return ranks
 
 
 def _direction(ranks: NDArray[np.int64], gallery: int, ks: Sequence[int], image: NDArray[np.int64]) -> Direction:

@@ -22,6 +22,8 @@ class StudentSpec:
         classes: class names in the order of the logits.
         preprocess: how a picture becomes the student's input.
         frames: frames per clip; 1 for still images.
+        positions: whether a clip's frames are told apart by their place (`edgekit.models.temporal`); else only what
+            they show counts, in any order.
     """
 
     arch: str
@@ -29,11 +31,18 @@ class StudentSpec:
     classes: tuple[str, ...]
     preprocess: Preprocess
     frames: int = 1
+    positions: bool = False
 
     @property
     def num_classes(self) -> int:
         """Number of logits."""
         return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one picture (3, S, S), or of one clip (F, 3, S, S)."""
+        picture = (3, self.image_size, self.image_size)
+        return picture if self.frames == 1 else (self.frames, *picture)
 
     @property
     def image_size(self) -> int:
@@ -63,6 +72,8 @@ class StudentSpec:
             spec = cls(**fields)
             if not (0 < int(spec.embed_dim) <= MAX_EMBED_DIM and 0 < int(spec.frames) <= MAX_FRAMES):
                 raise ValueError(f"embed_dim {spec.embed_dim}, frames {spec.frames}")
+            if not isinstance(spec.positions, bool) or (spec.positions and spec.frames == 1):
+                raise ValueError(f"positions {spec.positions!r} with frames {spec.frames}")
         except (KeyError, TypeError, ValueError, LoadError) as e:
             raise LoadError(f"not the spec of a student: {e!r:.200}") from e
         return spec

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edgekit.errors import LoadError, UsageError, did_you_mean, first_line
+from edgekit.models.freezing import early_weights
 from edgekit.models.spec import StudentSpec
+from edgekit.models.temporal import ClipHead, TemporalAttentionPool
 from edgekit.models.weights import read_state_dict
 from edgekit.preprocess import Interpolation, Preprocess
 
@@ -29,7 +32,11 @@ class Student(nn.Module):
     The embedding is not normalised here: losses and exporters do that where they need unit rows. The classifier
     reads the embedding, so distilling the embedding also trains what the classifier sees.
 
-    With `spec.frames` > 1 a temporal pooling belongs between projection and classifier.
+    With `spec.frames` > 1 it takes clips (B, F, 3, H, W): every frame goes through backbone and projection, attention
+    pools them to the clip's embedding, and the classifier has a hidden layer (`edgekit.models.temporal`).
+
+    Attributes:
+        dropout: share of the embedding's values that the classifier does not see while training, in [0, 1).
     """
 
     mean: Tensor
@@ -38,17 +45,57 @@ class Student(nn.Module):
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.dropout = 0.0
         self.register_buffer("mean", torch.tensor(spec.preprocess.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.preprocess.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = create_backbone(spec.arch, spec.image_size)
         self.projection = nn.Linear(_feature_dim(self.backbone, spec), spec.embed_dim)
-        self.classifier = nn.Linear(spec.embed_dim, spec.num_classes)
+        self.pool: TemporalAttentionPool | None = None
+        if spec.frames > 1:
+            self.pool = TemporalAttentionPool(spec.embed_dim, spec.frames, positions=spec.positions)
+            self.classifier: nn.Module = ClipHead(spec.embed_dim, spec.num_classes)
+        else:
+            self.classifier = nn.Linear(spec.embed_dim, spec.num_classes)
+        self._frozen: tuple[nn.Module, ...] = ()
 
     def forward(self, images: Tensor) -> StudentOutput:
-        """Map images (B, 3, H, W) float in [0, 1] to a raw embedding (B, embed_dim) and logits (B, num_classes)."""
-        features = self.backbone((images - self.mean) / self.std)
-        embedding = self.projection(features)
-        return StudentOutput(embedding, self.classifier(embedding))
+        """Map images (B, 3, H, W), or clips (B, F, 3, H, W), in [0, 1] to raw embeddings and logits, a row each."""
+        if self.pool is None:
+            embedding = self._embed(images)
+        else:
+            frames = self._embed(images.flatten(0, 1))
+            embedding = self.pool(frames.unflatten(0, (-1, self.spec.frames)))
+        read = F.dropout(embedding, self.dropout) if self.dropout and self.training else embedding
+        return StudentOutput(embedding, self.classifier(read))
+
+    def _embed(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.projection(self.backbone((images - self.mean) / self.std))
+        return embedding
+
+    def freeze(self, stages: int) -> int:
+        """Hold the first `stages` stages of the backbone, the stem being the first; return how many weights that are.
+
+        Their batch norms keep their statistics, too: those of a few pictures are worse than the ones they come with.
+
+        Raises:
+            UsageError: the backbone has not that many stages, or timm does not say which they are.
+        """
+        names = early_weights(self.backbone, stages, self.spec.arch)
+        weights = [self.backbone.get_parameter(name) for name in names]
+        for weight in weights:
+            weight.requires_grad_(False)
+        # a weight of the net itself, as a class token, has no dot, and the net itself goes on training
+        holders = dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name)
+        self._frozen = tuple(self.backbone.get_submodule(holder) for holder in holders)
+        self.train(self.training)
+        return sum(weight.numel() for weight in weights)
+
+    def train(self, mode: bool = True) -> Student:
+        """Switch training mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
 
 def check_arch(arch: str) -> str:

@@ -1,4 +1,4 @@
-"""Turn a folder or a CSV of labelled pictures into a checked data set with a training and a validation split."""
+"""Turn a folder or a CSV of labelled pictures, or clips, into a checked data set with training and validation split."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.clips import frame_files
 from edgekit.errors import DataError
-from edgekit.listing import LAYOUTS, Listed, Split, list_csv, list_folder, name_some
+from edgekit.listing import LAYOUTS, Kind, Listed, Split, list_csv, list_folder, name_some
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture.
+    """One picture, or one clip.
 
     Attributes:
         key: posix path relative to the data set's root; its name in stores and reports.
-        path: where to read it.
+        path: where to read it; of a clip, the video or the folder of its frames.
         label: index into the data set's classes; None for a training picture without label.
     """
 
@@ -39,12 +40,14 @@ class ImageDataset:
         classes: class names in plain sorted order (by code point: "class10" < "class2", "Z" < "a").
         train: training pictures sorted by key, some perhaps without label.
         val: validation pictures sorted by key, all labelled.
+        kind: whether the samples are pictures or clips.
     """
 
     root: Path
     classes: tuple[str, ...]
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
+    kind: Kind = "pictures"
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) of classes, split, keys, labels and file sizes; equal wherever the folder lies."""
@@ -65,12 +68,14 @@ class ImageDataset:
         left_out = frozenset(keys)
         train = tuple(sample for sample in self.train if sample.key not in left_out)
         val = tuple(sample for sample in self.val if sample.key not in left_out)
-        _check_classes(f"{self.root} without {len(left_out)} broken files", self.classes, train, val)
+        _check_classes(f"{self.root} without {len(left_out)} broken files", self.classes, (train, val), self.kind)
         return dataclasses.replace(self, train=train, val=val)
 
 
-def load_dataset(source: Path, *, val_fraction: float | None = None, seed: int = 0) -> ImageDataset:
-    """Find and check the pictures of a data set; none is opened.
+def load_dataset(
+    source: Path, *, val_fraction: float | None = None, seed: int = 0, kind: Kind = "pictures"
+) -> ImageDataset:
+    """Find and check the pictures, or clips, of a data set; none is opened.
 
     `source` is one of
     - `DIR/{train,val}/<class>/**`; where there is no `val`, `valid`, `validation` or `test` is taken;
@@ -84,12 +89,13 @@ def load_dataset(source: Path, *, val_fraction: float | None = None, seed: int =
         val_fraction: expected share of the validation split, in (0, 1), where the source does not split by itself.
             The side of a picture depends on (seed, key) only, so further pictures move no other one to the other side.
         seed: another seed, another split.
+        kind: "clips" looks for videos and folders of frames.
 
     Raises:
         DataError: no pictures, one class only, a class missing in a split, a picture in both splits, a file or folder
             that cannot be read, a CSV that does not say what it must.
     """
-    listed, root = _list(source)
+    listed, root = _list(source, kind)
     splits = any(picture.split for picture in listed)
     if splits and val_fraction is not None:
         raise DataError(f"{source} has its own train and val split: leave --val-fraction {val_fraction} out.")
@@ -99,20 +105,21 @@ def load_dataset(source: Path, *, val_fraction: float | None = None, seed: int =
         if not 0 < val_fraction < 1:
             raise DataError(f"--val-fraction is {val_fraction}; it must lie between 0 and 1, such as 0.1.")
         listed = _hold_out(listed, val_fraction, seed)
-    _refuse_contradictions(source, listed)
+    _refuse_contradictions(source, listed, kind)
     classes = tuple(sorted({picture.label for picture in listed if picture.label is not None}))
     train, val = (_samples(listed, split, classes) for split in ("train", "val"))
-    _check_classes(str(source), classes, train, val)
-    return ImageDataset(root, classes, train, val)
+    _check_classes(str(source), classes, (train, val), kind)
+    return ImageDataset(root, classes, train, val, kind)
 
 
-def check_broken(broken: Mapping[str, str], total: int, max_broken: float = 0.01) -> None:
+def check_broken(broken: Mapping[str, str], total: int, max_broken: float = 0.01, kind: Kind = "pictures") -> None:
     """Raise if more than the share `max_broken` of `total` pictures is broken.
 
     Args:
         broken: reason by key.
         total: number of pictures, the broken ones included.
         max_broken: largest share that is accepted, in [0, 1].
+        kind: what they are called.
 
     Raises:
         DataError: naming up to 5 files with their reasons.
@@ -123,7 +130,7 @@ def check_broken(broken: Mapping[str, str], total: int, max_broken: float = 0.01
         return
     files = name_some([f"{key} ({reason})" for key, reason in sorted(broken.items())])
     raise DataError(
-        f"{len(broken)} of {total} pictures cannot be read, more than --max-broken {max_broken} allows: {files}. "
+        f"{len(broken)} of {total} {kind} cannot be read, more than --max-broken {max_broken} allows: {files}. "
         f"Repair or remove them, or accept them with --max-broken {min(1.0, len(broken) / total + 0.01):.2f}."
     )
 
@@ -140,6 +147,10 @@ def content_hashes(samples: Iterable[Sample]) -> dict[str, str]:
 def _hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     try:
+        if path.is_dir():  # a clip's frames: their contents in their order, whatever they are called
+            for frame in frame_files(path):
+                digest.update(bytes.fromhex(_hash_file(frame)))
+            return digest.hexdigest()
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -150,20 +161,22 @@ def _hash_file(path: Path) -> str:
 
 def _size_bytes(path: Path) -> int:
     try:
+        if path.is_dir():
+            return sum(frame.stat().st_size for frame in frame_files(path))
         return path.stat().st_size
     except OSError:
         return -1  # a dangling link: reported as broken when it is read, not here
 
 
-def _list(source: Path) -> tuple[list[Listed], Path]:
+def _list(source: Path, kind: Kind) -> tuple[list[Listed], Path]:
     try:
         is_folder = stat.S_ISDIR(source.stat().st_mode)
     except OSError as e:
         raise DataError(f"cannot read the data set {source}: {e.strerror or e}. {LAYOUTS}") from e
     if is_folder:
-        return list_folder(source), source
+        return list_folder(source, kind), source
     if source.suffix.lower() == ".csv":
-        return list_csv(source), source.parent
+        return list_csv(source, kind), source.parent
     raise DataError(f"the data set {source} is a file of type '{source.suffix}'. {LAYOUTS}")
 
 
@@ -197,7 +210,7 @@ def _samples(listed: Iterable[Listed], split: Split, classes: Sequence[str]) -> 
     )
 
 
-def _refuse_contradictions(source: Path, listed: Sequence[Listed]) -> None:
+def _refuse_contradictions(source: Path, listed: Sequence[Listed], kind: Kind) -> None:
     """Raise if one file is in both splits, has two labels, or is to validate without label."""
     names: dict[str, list[Listed]] = defaultdict(list)
     for picture in listed:
@@ -205,30 +218,32 @@ def _refuse_contradictions(source: Path, listed: Sequence[Listed]) -> None:
     shared = [pictures for pictures in names.values() if len(pictures) > 1]
     labels = [" = ".join(p.key for p in same) for same in shared if len({p.label for p in same}) > 1]
     if labels:
-        raise DataError(f"{source}: {len(labels)} pictures have two labels: {name_some(labels)}. Keep one of them.")
+        raise DataError(f"{source}: {len(labels)} {kind} have two labels: {name_some(labels)}. Keep one of them.")
     leaked = [" = ".join(p.key for p in same) for same in shared if len({p.split for p in same}) > 1]
     if leaked:
         raise DataError(
-            f"{source}: {len(leaked)} pictures are in train and in val, through links or different names of one file: "
+            f"{source}: {len(leaked)} {kind} are in train and in val, through links or different names of one file: "
             f"{name_some(leaked)}. Keep each in one of them."
         )
     nameless = [picture.key for picture in listed if picture.split == "val" and picture.label is None]
     if nameless:
         raise DataError(
-            f"{source}: {len(nameless)} validation pictures have no label: {name_some(nameless)}. "
-            "Label them, or move them to the training split, where pictures without label are welcome."
+            f"{source}: {len(nameless)} validation {kind} have no label: {name_some(nameless)}. "
+            f"Label them, or move them to the training split, where {kind} without label are welcome."
         )
 
 
-def _check_classes(source: str, classes: Sequence[str], train: Iterable[Sample], val: Iterable[Sample]) -> None:
+def _check_classes(
+    source: str, classes: Sequence[str], splits: tuple[Iterable[Sample], Iterable[Sample]], kind: Kind
+) -> None:
     if len(classes) < 2:
-        there = f"one class only ({classes[0]})" if classes else "no labelled pictures"
+        there = f"one class only ({classes[0]})" if classes else f"no labelled {kind}"
         raise DataError(f"{source} has {there}; at least two are needed. {LAYOUTS}")
-    for split, samples in (("training", train), ("validation", val)):
+    for split, samples in zip(("training", "validation"), splits, strict=True):
         present = {sample.label for sample in samples}
         empty = [name for index, name in enumerate(classes) if index not in present]
         if empty:
             raise DataError(
-                f"{source}: {len(empty)} classes have no {split} pictures: {name_some(empty)}. "
-                "Every class needs at least one for training and one for validation: add pictures or remove the class."
+                f"{source}: {len(empty)} classes have no {split} {kind}: {name_some(empty)}. "
+                f"Every class needs at least one for training and one for validation: add {kind} or remove the class."
             )

@@ -1,4 +1,7 @@
-"""Find the pictures of a data set, in folders of classes or in a CSV: what is there, not yet whether it will do."""
+"""Find the samples of a data set, in folders of classes or in a CSV: what is there, not yet whether it will do.
+
+A sample is a picture, or a clip: a video file, or a folder of its frames.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgekit.clips import VIDEO_SUFFIXES
 from edgekit.errors import DataError, did_you_mean
 from edgekit.images import IMAGE_SUFFIXES
 
 Split = Literal["train", "val"]
+Kind = Literal["pictures", "clips"]
 
 # Other tools' names of the validation split. The first one that is there is taken, the later ones are left alone.
 VAL_NAMES = ("val", "valid", "validation", "test")
@@ -27,7 +32,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Listed:
-    """One picture as the source names it.
+    """One picture or clip as the source names it.
 
     Attributes:
         key: posix path relative to the data set's root; the absolute path where a CSV names a file of another drive.
@@ -51,8 +56,10 @@ def name_some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(shown) + (f" and {left} more" if left else "")
 
 
-def list_folder(root: Path) -> list[Listed]:
+def list_folder(root: Path, kind: Kind = "pictures") -> list[Listed]:
     """List the pictures of `root/{train,val}/<class>/**` or of `root/<class>/**`, sorted by key.
+
+    Of clips, a video is one, and a folder below a class that holds pictures is one.
 
     `val` may be called valid, validation or test. Names of splits and suffixes are matched without regard to case.
     Hidden files, droppings of file managers and files that are no pictures are passed over.
@@ -69,11 +76,14 @@ def list_folder(root: Path) -> list[Listed]:
         missing = None if splits and val else ("val" if splits else "train")
         if missing:
             raise _one_split_only(root, folders["train" if splits else str(val)], missing)
-        listed = [*_list_classes(root, folders["train"], "train"), *_list_classes(root, folders[str(val)], "val")]
+        listed = [
+            *_list_classes(root, folders["train"], "train", kind),
+            *_list_classes(root, folders[str(val)], "val", kind),
+        ]
     else:
-        listed = list(_list_classes(root, "", None))
+        listed = list(_list_classes(root, "", None, kind))
     if not listed:
-        raise _no_pictures(root)
+        raise _nothing_found(root, kind)
     return sorted(listed, key=lambda picture: picture.key)
 
 
@@ -85,26 +95,32 @@ def _one_split_only(root: Path, there: str, missing: str) -> DataError:
     )
 
 
-def _no_pictures(root: Path) -> DataError:
+def _nothing_found(root: Path, kind: Kind) -> DataError:
     suffixes = Counter(Path(name).suffix.lower() or "no suffix" for _, _, files in os.walk(root) for name in files)
     found = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(3)) or "no files at all"
-    return DataError(f"no pictures in {root} (found {found}; allowed: {' '.join(sorted(IMAGE_SUFFIXES))}). {LAYOUTS}")
+    if kind == "clips":
+        allowed = f"{' '.join(sorted(VIDEO_SUFFIXES))}, or folders <class>/<clip>/ of frames"
+    else:
+        allowed = " ".join(sorted(IMAGE_SUFFIXES))
+    hint = " Clips train with --frames 8." if kind == "pictures" and suffixes.keys() & VIDEO_SUFFIXES else ""
+    return DataError(f"no {kind} in {root} (found {found}; allowed: {allowed}). {LAYOUTS}{hint}")
 
 
-def _list_classes(root: Path, folder: str, split: Split | None) -> Iterator[Listed]:
+def _list_classes(root: Path, folder: str, split: Split | None, kind: Kind) -> Iterator[Listed]:
     """List `root/folder/<class>/**`."""
     top = root / folder
     loose: list[str] = []
+    walk, is_sample = (_pictures_below, _is_picture) if kind == "pictures" else (_clips_in_class, _is_video)
     for entry in _entries(top):
         if _is_folder(entry):
             label = None if entry.name.lower() == UNLABELED else entry.name
-            for path, real in _pictures_below(top / entry.name, frozenset()):
+            for path, real in walk(top / entry.name, frozenset()):
                 yield Listed(path.relative_to(root).as_posix(), path, real, label, split)
-        elif _is_picture(entry.name):
+        elif is_sample(entry.name):
             loose.append(entry.name)
     if loose:
         raise DataError(
-            f"{len(loose)} pictures lie in {top} outside of any class folder ({name_some(loose)}). "
+            f"{len(loose)} {kind} lie in {top} outside of any class folder ({name_some(loose)}). "
             f"Move them into {top / '<class>'}, or for training without labels into {UNLABELED}/."
         )
 
@@ -120,6 +136,38 @@ def _pictures_below(folder: Path, above: frozenset[str]) -> Iterator[tuple[Path,
             yield from _pictures_below(path, above | {here})
         elif _is_picture(entry.name):  # a dangling link is listed too: reading it fails, and it is reported as broken
             yield path, os.path.realpath(path) if entry.is_symlink() else os.path.join(here, entry.name)  # noqa: PTH118
+
+
+def _clips_in_class(folder: Path, above: frozenset[str]) -> Iterator[tuple[Path, str]]:
+    """List a class's clips; pictures that lie in it without a folder of their own are of no clip."""
+    loose = [entry.name for entry in _entries(folder) if not _is_folder(entry) and _is_picture(entry.name)]
+    if loose:
+        raise DataError(
+            f"{len(loose)} pictures lie in {folder} outside of any clip ({name_some(loose)}). With --frames they lie "
+            f"in a folder for each clip, {folder / '<clip>' / '0001.jpg'}; leave --frames out to train on pictures."
+        )
+    yield from _clips_below(folder, above)
+
+
+def _clips_below(folder: Path, above: frozenset[str]) -> Iterator[tuple[Path, str]]:
+    """Walk down as `_pictures_below` does; a folder that holds pictures is a clip, and is not walked further."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    entries = _entries(folder)
+    if any(not _is_folder(entry) and _is_picture(entry.name) for entry in entries):
+        yield folder, here
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if _is_folder(entry):
+            yield from _clips_below(path, above | {here})
+        elif _is_video(entry.name):
+            yield path, os.path.realpath(path) if entry.is_symlink() else os.path.join(here, entry.name)  # noqa: PTH118
+
+
+def _is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES  # noqa: PTH122  as `_is_picture`
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -142,8 +190,8 @@ def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  twice as fast as Path for each file
 
 
-def list_csv(file: Path) -> list[Listed]:
-    """List the pictures of a CSV with the columns path, label and perhaps split, sorted by key.
+def list_csv(file: Path, kind: Kind = "pictures") -> list[Listed]:
+    """List the pictures or clips of a CSV with the columns path, label and perhaps split, sorted by key.
 
     Paths are absolute or relative to the CSV's folder; an empty label means unlabelled; further columns are ignored.
 
@@ -169,8 +217,8 @@ def list_csv(file: Path) -> list[Listed]:
         path = file.parent / cells["path"]
         lines.setdefault(key, []).append(line)
         listed[key] = Listed(key, path, os.path.realpath(path), label, split)
-    _refuse_repeated(file, lines)
-    _refuse_missing(file, listed.values())
+    _refuse_repeated(file, lines, kind)
+    _refuse_missing(file, listed.values(), kind)
     return sorted(listed.values(), key=lambda picture: picture.key)
 
 
@@ -228,16 +276,17 @@ def _splits(file: Path, cells: Sequence[tuple[int, str]]) -> list[Split | None]:
     return ["train" if name == "train" else "val" if name == val else None for name in names]
 
 
-def _refuse_repeated(file: Path, lines: dict[str, list[int]]) -> None:
+def _refuse_repeated(file: Path, lines: dict[str, list[int]], kind: Kind) -> None:
     repeated = [f"{key} (lines {', '.join(map(str, at))})" for key, at in lines.items() if len(at) > 1]
     if repeated:
         raise DataError(
-            f"{file} names {len(repeated)} pictures more than once: {name_some(repeated)}. Keep one row each."
+            f"{file} names {len(repeated)} {kind} more than once: {name_some(repeated)}. Keep one row each."
         )
 
 
-def _refuse_missing(file: Path, listed: Iterable[Listed]) -> None:
-    missing = [picture.key for picture in listed if not os.path.isfile(picture.real)]  # noqa: PTH113
+def _refuse_missing(file: Path, listed: Iterable[Listed], kind: Kind) -> None:
+    there = os.path.isfile if kind == "pictures" else os.path.exists
+    missing = [picture.key for picture in listed if not there(picture.real)]
     if missing:
         raise DataError(
             f"{file} names {len(missing)} files that are not there: {name_some(missing)}. "

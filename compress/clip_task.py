@@ -2,103 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from edgekit.compress.clip_evaluation import (
+    embed_pixels,
+    embed_texts,
+    prompt_weights,
+    retrieval_values,
+    validation_loss,
+    zeroshot_accuracy,
+)
+from edgekit.compress.clip_recipe import CLIP_DEMO, CLIP_RECIPES, ClipRecipe, build_clip
 from edgekit.compress.contrastive import CONTRASTIVE_LOSSES
+from edgekit.compress.gradcache import in_chunks, refuse_batch_norm
 from edgekit.compress.pixels import PixelStore
 from edgekit.compress.randomness import permutation, sample_ids, uniforms
-from edgekit.compress.recipe import AugmentConfig, FitConfig
-from edgekit.compress.schedule import ScheduleConfig
 from edgekit.compress.views import draw_views, render
-from edgekit.models.clip import CLIP_FILE, Clip, ClipOutput, ClipSpec, ContrastiveLoss, save_clip
-from edgekit.models.prompts import TEMPLATES, class_embeddings
-from edgekit.models.tokenizer import BpeTokenizer, CharacterTokenizer, Tokenizer, clip_tokenizer
-from edgekit.preprocess import Preprocess
+from edgekit.models.clip import CLIP_FILE, Clip, ClipOutput, save_clip
+from edgekit.models.prompts import TEMPLATES
+from edgekit.models.tokenizer import Tokenizer
 
-EVAL_BATCH = 128
-
-
-class ClipRecipe(BaseModel):
-    """Towers, tokenizer, loss and optimisation of a CLIP trained here.
-
-    Attributes:
-        vision: timm name of the image tower.
-        tokenizer: CLIP's byte pairs, or single characters.
-        trim_vocabulary: keep only the byte pairs that the training captions use; a small embedding table trains faster.
-        augment: views of the pictures. No flip by default: captions say left and right.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    vision: str
-    image_size: int = Field(default=64, ge=16)
-    embed_dim: int = Field(default=128, ge=1)
-    text_width: int = Field(default=128, ge=1)
-    text_layers: int = Field(default=2, ge=1)
-    text_heads: int = Field(default=4, ge=1)
-    context_length: int = Field(default=32, ge=3)
-    tokenizer: Literal["bpe", "characters"] = "bpe"
-    trim_vocabulary: bool = True
-    loss: ContrastiveLoss = "infonce"
-    augment: AugmentConfig = AugmentConfig()
-    fit: FitConfig = FitConfig()
-
-
-CLIP_DEMO = ClipRecipe(
-    name="clip-demo",
-    vision="test_resnet",
-    augment=AugmentConfig(crop_scale=(0.9, 1.0), crop_ratio=(0.9, 1.11)),
-    fit=FitConfig(
-        epochs=6,
-        batch_size=32,  # more steps per second beat more negatives per step at this size
-        lr=2e-3,
-        weight_decay=0.05,
-        decay_matrices_only=True,
-        schedule=ScheduleConfig(name="cosine", warmup_epochs=0.5, min_factor=0.01),
-        betas=(0.9, 0.98),  # CLIP's β₂ for its ViTs (table 18)
-        ema_decay=0.99,
-        clip_norm=1.0,
-        channels_last=True,
-    ),
-)
-
-
-def build_clip(recipe: ClipRecipe, texts: Sequence[str]) -> tuple[Clip, Tokenizer]:
-    """Return an untrained CLIP and its tokenizer, whose vocabulary may be trimmed to `texts`.
-
-    Weights depend on `recipe.fit.seed` alone.
-
-    Raises:
-        UsageError: unknown image tower, or one that cannot take this image size.
-        MissingExtraError: the byte pairs come with open_clip, which is absent.
-    """
-    tokenizer: Tokenizer
-    if recipe.tokenizer == "characters":
-        tokenizer = CharacterTokenizer(recipe.context_length)
-    else:
-        full = clip_tokenizer(recipe.context_length)
-        tokenizer = full.trimmed(texts) if recipe.trim_vocabulary else BpeTokenizer(full.merges, recipe.context_length)
-    size = recipe.image_size
-    spec = ClipSpec(
-        **{name: getattr(recipe, name) for name in ("vision", "embed_dim", "text_width", "text_layers", "text_heads")},
-        context_length=tokenizer.context_length,
-        vocab_size=tokenizer.vocab_size,
-        preprocess=Preprocess(size, size, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        loss=recipe.loss,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.fit.seed)
-        return Clip(spec), tokenizer
+__all__ = ["CLIP_DEMO", "CLIP_RECIPES", "ClipBatch", "ClipData", "ClipRecipe", "ClipTask", "build_clip"]
 
 
 @dataclass(frozen=True)
@@ -108,16 +40,18 @@ class ClipData:
     Attributes:
         train: squeezed training pictures.
         captions: those of each training picture, in its order.
-        val: labelled evaluation pictures through the image tower's contract.
-        classes: their class names.
+        val: evaluation pictures through the image tower's contract: with captions, or labelled.
+        classes: class names of labelled evaluation pictures.
         templates: prompts of the zero-shot classifier.
+        val_captions: captions of each evaluation picture; then retrieval is what is evaluated.
     """
 
     train: PixelStore
     captions: tuple[tuple[str, ...], ...]
     val: PixelStore
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = TEMPLATES
+    val_captions: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,19 +63,22 @@ class ClipBatch:
 
 
 class ClipTask:
-    """Train a CLIP; the best checkpoint is that of the best zero-shot accuracy."""
+    """Train a CLIP; the best checkpoint is that of the best zero-shot accuracy, mean R@1, or loss on held-out pairs."""
 
-    metric = "zeroshot_acc"
     checkpoint_name = CLIP_FILE
 
     def __init__(self, clip: Clip, tokenizer: Tokenizer, recipe: ClipRecipe, data: ClipData) -> None:
         self.model: nn.Module = clip
         self.clip, self.tokenizer, self.recipe, self.data = clip, tokenizer, recipe, data
+        self.metric = _metric(recipe, data)
+        if 0 < recipe.chunk_size < recipe.fit.batch_size:
+            refuse_batch_norm(clip, recipe.vision)
         self._ids = sample_ids([sample.key for sample in data.train.samples])
         self._counts = np.array([len(captions) for captions in data.captions])
         self._first = np.concatenate([[0], np.cumsum(self._counts)])
         self._tokens = tokenizer([caption for captions in data.captions for caption in captions])
-        self._val_labels = torch.tensor([sample.label for sample in data.val.samples])
+        self._val_texts = [caption for captions in data.val_captions for caption in captions]
+        self._val_owner = np.repeat(np.arange(len(data.val_captions)), [len(c) for c in data.val_captions])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -174,26 +111,36 @@ class ClipTask:
         return len(batch.tokens)
 
     def loss(self, model: nn.Module, batch: ClipBatch) -> Mapping[str, Tensor]:
-        """Return the contrastive loss."""
-        output: ClipOutput = model(batch.images, batch.tokens)
+        """Return the contrastive loss over the whole batch, whatever the chunks in which the towers see it."""
+        size = self.recipe.chunk_size
+        output: ClipOutput = model(batch.images, batch.tokens, partial(in_chunks, size=size) if size else None)
         return {"loss": CONTRASTIVE_LOSSES[self.recipe.loss](output)}
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
-        """Return the accuracy of the class prompts on the labelled pictures, and the learned scale."""
+        """Return the accuracy of the class prompts, or retrieval and loss of held-out pairs; and the learned scale."""
         if not isinstance(model, Clip):
             raise TypeError(f"expected a Clip, got {type(model).__name__}")
-        clip = model
-
-        def encode(tokens: Tensor) -> Tensor:
-            return clip.encode_text(tokens.to(device))
-
-        weights = class_embeddings(encode, self.tokenizer, self.data.classes, self.data.templates)
-        pixels = torch.from_numpy(self.data.val.pixels)
-        parts = [part.to(device).permute(0, 3, 1, 2).float().div(255) for part in torch.split(pixels, EVAL_BATCH)]
-        predicted = torch.cat([(clip.encode_image(part) @ weights.T).argmax(1).cpu() for part in parts])
-        accuracy = float((predicted == self._val_labels).float().mean())
-        return {"zeroshot_acc": accuracy, "scale": float(clip.scale())}
+        images = embed_pixels(model, self.data.val.pixels, device)
+        values = {"scale": float(model.scale())}
+        if self.data.classes:
+            labels = torch.tensor([sample.label for sample in self.data.val.samples])
+            weights = prompt_weights(model, self.tokenizer, self.data.classes, self.data.templates, device)
+            values["zeroshot_acc"] = zeroshot_accuracy(images, labels, weights)
+        if self._val_texts:
+            texts = embed_texts(model, self.tokenizer, self._val_texts, device)
+            values |= retrieval_values(images, texts, self._val_owner)
+            first = np.unique(self._val_owner, return_index=True)[1]
+            loss = validation_loss(model, images, texts[first], self.recipe.fit.batch_size)
+            values |= {"val_loss": loss, "neg_val_loss": -loss}
+        return values
 
     def save(self, path: Path, model: nn.Module) -> None:
         """Write the CLIP and its tokenizer."""
         save_clip(path, self.clip, self.tokenizer, model)
+
+
+def _metric(recipe: ClipRecipe, data: ClipData) -> str:
+    """Return the value that the loop maximises."""
+    if not data.val_captions:
+        return "zeroshot_acc"
+    return "neg_val_loss" if recipe.select == "val_loss" else "mean_r1"

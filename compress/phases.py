@@ -35,15 +35,24 @@ def load_phase(run: Path) -> EarlierPhase:
         LoadError: it holds no student.
     """
     student = load_student(run)
+    facts, history = earlier_epochs(run)
+    return EarlierPhase(student, facts, history)
+
+
+def earlier_epochs(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what run.json says of the run that a phase starts from, and the epoch rows of all phases up to its best.
+
+    A checkpoint file has no history.
+    """
     if not run.is_dir():
-        return EarlierPhase(student, {"run": str(run)}, [])
+        return {"run": str(run)}, []
     folder = RunFolder(run)
     rows = [row for row in folder.read_metrics() if row["kind"] == "epoch"]
     best = max((row["epoch"] for row in rows if row.get("best")), default=0)
     before = folder.read_history()
     number = 1 + max((row["phase"] for row in before), default=0)
     history = [*before, *({**row, "phase": number} for row in rows if row["epoch"] <= best)]
-    return EarlierPhase(student, {"run": str(run), "epoch": best, "phase": number}, history)
+    return {"run": str(run), "epoch": best, "phase": number}, history
 
 
 def take_over(student: Student, earlier: EarlierPhase) -> None:

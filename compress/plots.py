@@ -16,6 +16,7 @@ _ACCURACIES = {
     "val_acc": "validation",
     "zeroshot_acc": "zero-shot, validation",
     "agreement": "agreement with teacher",
+    "mean_r1": "mean R@1, validation",
 }
 
 

@@ -11,12 +11,15 @@ from rich.progress import Progress, TaskID
 from edgekit.compress.history import LOSS_PARTS
 from edgekit.terminal import Terminal
 
-_PERCENT = ("train_acc", "val_acc", "zeroshot_acc", "agreement")
+_PERCENT = ("train_acc", "val_acc", "zeroshot_acc", "text_r1", "image_r1", "mean_r1", "agreement")
 _TITLES = {
     "train_acc": "train %",
     "val_acc": "val %",
     "zeroshot_acc": "0-shot %",
     "agreement": "agree %",
+    "text_r1": "i→t R@1",
+    "image_r1": "t→i R@1",
+    "mean_r1": "mean R@1",
     "contrastive": "contrast",
 }
 

@@ -13,8 +13,12 @@ from edgekit import atomic
 from edgekit.compress.history import LOSS_PARTS, Curve, History
 
 _PARTS = (*LOSS_PARTS, "val_loss")
-_ACCURACIES = {"val_acc": "val", "zeroshot_acc": "zero-shot", "train_acc": "train", "agreement": "agreement"} | {
-    "mean_r1": "mean R@1"
+_ACCURACIES = {
+    "val_acc": "val",
+    "zeroshot_acc": "zero-shot",
+    "train_acc": "train",
+    "agreement": "agreement",
+    "mean_r1": "mean R@1",
 }
 _STYLES = ("-", "--", ":", "-.", "-")
 MOST_RUNS = 10

@@ -140,13 +140,20 @@ def load_clip_recipe(name: str, changes: Mapping[str, Any]) -> ClipRecipe:
     Raises:
         UsageError: unknown name, or values that do not fit; all of them are named at once.
     """
-    base = CLIP_RECIPES.get(name) or _of_open_clip(name)
+    return with_changes(CLIP_RECIPES.get(name) or _of_open_clip(name), changes, f"--model {name}")
+
+
+def with_changes(base: ClipRecipe, changes: Mapping[str, Any], what: str) -> ClipRecipe:
+    """Return `base` with `changes` merged over it, as `load_clip_recipe` does.
+
+    Raises:
+        UsageError: values that do not fit; all of them are named at once.
+    """
     given = {field: value for field, value in changes.items() if value is not None and field != "fit"}
     fit = {field: value for field, value in changes.get("fit", {}).items() if value is not None}
     if isinstance(schedule := fit.get("schedule"), str):
         fit["schedule"] = {**base.fit.schedule.model_dump(), "name": schedule}
-    values = {**base.model_dump(), **given, "fit": {**base.fit.model_dump(), **fit}}
-    return validate(ClipRecipe, values, f"config {name}")
+    return validate(ClipRecipe, {**base.model_dump(), **given, "fit": {**base.fit.model_dump(), **fit}}, what)
 
 
 def _of_open_clip(arch: str) -> ClipRecipe:

@@ -13,6 +13,7 @@ from edgekit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgekitError, 
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),
+    "train": ("edgekit.cli.train:train", "Train a CLIP or a classifier from scratch, in the same loop."),
     "export": ("edgekit.cli.export:export", "Convert a student to ONNX, Core ML and TFLite, and prove the files."),
     "verify": (
         "edgekit.cli.verify:verify",

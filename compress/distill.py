@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgekit.atomic import refuse_existing
 from edgekit.compress.changed_settings import Allowed, refuse_changes, refuse_other_data
@@ -58,7 +59,12 @@ def distill(
         changes = refuse_changes(run, config.to_dict(), allow_change)
     else:
         refuse_existing(config.output, overwrite=overwrite)
-    dataset = load_dataset(config.data, val_fraction=config.val_fraction, seed=config.recipe.fit.seed)
+    dataset = load_dataset(
+        config.data,
+        val_fraction=config.val_fraction,
+        seed=config.recipe.fit.seed,
+        kind="clips" if config.frames > 1 else "pictures",
+    )
     fit_config = config.recipe.fit
     if not resume:
         refuse_restarts(fit_config, max(1, round(len(dataset.train) / fit_config.batch_size)))
@@ -84,7 +90,8 @@ def distill(
 
 
 def _spec(config: DistillConfig, dataset: ImageDataset, contract: Preprocess, embed_dim: int) -> StudentSpec:
-    return StudentSpec(config.student.partition(".")[0], embed_dim, dataset.classes, contract)
+    arch = config.student.partition(".")[0]
+    return StudentSpec(arch, embed_dim, dataset.classes, contract, config.frames, config.positions)
 
 
 def _build(config: DistillConfig, prepared: Prepared, contract: Preprocess, earlier: EarlierPhase | None) -> Student:
@@ -98,6 +105,8 @@ def _build(config: DistillConfig, prepared: Prepared, contract: Preprocess, earl
         take_over(student, earlier)
     elif config.recipe.init_classifier and prepared.data.head is not None:
         _start_from_teacher(student, prepared.data.head)
+    student.dropout = config.recipe.dropout
+    student.freeze(config.recipe.freeze)
     return student
 
 
@@ -124,6 +133,7 @@ def _begin(
 
 @torch.no_grad()
 def _start_from_teacher(student: Student, head: ClassHead) -> None:
+    assert isinstance(student.classifier, nn.Linear), "DistillConfig.check refuses clips"
     student.classifier.weight.copy_(head.weight)
     student.classifier.bias.copy_(head.bias)
 

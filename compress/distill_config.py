@@ -11,6 +11,9 @@ from edgekit.errors import UsageError
 from edgekit.models.prompts import TEMPLATES
 from edgekit.models.student import check_arch
 
+MOST_FRAMES = 64
+"""Of one clip; each goes through the whole backbone."""
+
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -31,6 +34,8 @@ class DistillConfig:
         max_broken: share of unreadable pictures that is tolerated.
         embed_dim: of a student without a teacher; else it is the teacher's.
         teacher_cache: where teacher stores are kept; None puts them beside the run folder.
+        frames: of each clip that the student sees; 1 trains on still pictures.
+        positions: let a clip's frames be told apart by their place.
     """
 
     data: Path
@@ -47,6 +52,8 @@ class DistillConfig:
     max_broken: float = 0.01
     embed_dim: int = 512
     teacher_cache: Path | None = None
+    frames: int = 1
+    positions: bool = False
 
     def check(self) -> None:
         """Refuse what cannot work, before any work is done.
@@ -67,6 +74,26 @@ class DistillConfig:
         if self.init_from is not None and self.student_weights is not None:
             raise UsageError("--init-from and --student-weights exclude each other; give one")
         check_arch(self.student)
+        pretrained = self.init_from is not None or self.student_weights is not None or "." in self.student
+        if self.recipe.freeze and not pretrained:
+            raise UsageError(
+                f"--freeze {self.recipe.freeze} would hold random weights: give --student NAME.TAG, --student-weights "
+                f"or --init-from, or leave it out"
+            )
+        self._check_clips()
+
+    def _check_clips(self) -> None:
+        if not 1 <= self.frames <= MOST_FRAMES:
+            raise UsageError(f"--frames is {self.frames}; it must lie between 1 (still pictures) and {MOST_FRAMES}")
+        if self.frames == 1 and self.positions:
+            raise UsageError("--positions tells the frames of clips apart; give --frames 8 with it, or leave it out")
+        if self.frames > 1 and self.teacher_embeddings is not None:
+            raise UsageError(
+                "--teacher-embeddings holds one embedding for each picture; a clip needs one for each frame that "
+                "training may draw. Give --teacher, which embeds them once"
+            )
+        if self.frames > 1 and self.recipe.init_classifier:
+            raise UsageError("init_classifier is for still pictures: the classifier of clips has a hidden layer")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved settings, for config.yaml."""

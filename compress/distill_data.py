@@ -59,6 +59,10 @@ def prepare(
     Raises:
         EdgekitError: too many broken pictures; a teacher or a store that cannot be used.
     """
+    if dataset.kind == "clips":
+        from edgekit.compress.video_data import prepare_clips  # it builds on this module
+
+        return prepare_clips(config, dataset, contract, device, terminal)
     teacher = load_teacher(config.teacher, device) if config.teacher else None
     train, val, dataset = _decode(config, dataset, contract, terminal)
     table = _teach(config, teacher, train, val, terminal)

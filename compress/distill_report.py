@@ -57,10 +57,11 @@ def describe_teacher(
 
 def describe_student(student: Student) -> dict[str, Any]:
     """Return the student's facts."""
-    cost = measure_complexity(student, student.spec.image_size)
+    cost = measure_complexity(student, student.spec.image_size, student.spec.frames)
     return {
         "arch": student.spec.arch,
         "image_size": student.spec.image_size,
+        "frames": student.spec.frames,
         "parameters": cost.parameters,
         "macs": cost.macs,
         "size_bytes": cost.size_bytes,
@@ -86,7 +87,10 @@ def announce(
     """Show what is about to be trained on what."""
     unlabelled = sum(s.label is None for s in dataset.train)
     note = f" ({unlabelled} of them unlabelled)" if unlabelled else ""
-    terminal.say(f"data     {len(dataset.train)} train{note}, {len(dataset.val)} val, {len(dataset.classes)} classes")
+    of_clips = " clips" if dataset.kind == "clips" else ""
+    terminal.say(
+        f"data     {len(dataset.train)} train{of_clips}{note}, {len(dataset.val)} val, {len(dataset.classes)} classes"
+    )
     if teacher is None:
         terminal.say("teacher  none")
     else:
@@ -96,9 +100,20 @@ def announce(
             f"{percent(teacher['val_acc'])} val accuracy by {teacher['class_scores']}"
         )
     terminal.say(
-        f"student  {student['arch']} at {student['image_size']} px: {human_count(student['parameters'])} parameters, "
+        f"student  {student['arch']} at {_size_of_input(student)}: {_weights(student)} parameters, "
         f"{human_count(student['macs'])} MACs, {human_bytes(student['size_bytes'])}"
     )
+
+
+def _weights(student: Mapping[str, Any]) -> str:
+    """Return the number of weights; of a clip student to the last one, for comparison with others of its kind."""
+    count: int = student["parameters"]
+    return f"{count:,}" if student["frames"] > 1 else human_count(count)
+
+
+def _size_of_input(student: Mapping[str, Any]) -> str:
+    frames = student["frames"]
+    return f"{student['image_size']} px" if frames == 1 else f"{frames} × {student['image_size']} px"
 
 
 def summarise(run: RunFolder, task: DistillTask, result: FitResult, terminal: Terminal) -> DistillSummary:
@@ -128,7 +143,7 @@ def summarise(run: RunFolder, task: DistillTask, result: FitResult, terminal: Te
         gap = 100 * (result.best - teacher["val_acc"])
         terminal.say(
             f"teacher  {percent(teacher['val_acc'])}; the student is {gap:+.2f} points from it and agrees with it on "
-            f"{percent(summary['agreement'] or 0)} of the pictures"
+            f"{percent(summary['agreement'] or 0)} of the {'clips' if task.student.spec.frames > 1 else 'pictures'}"
         )
     if ratio := summary["compression"]:
         compared = f"{ratio:.1f}× fewer than" if ratio >= 1 else f"{1 / ratio:.1f}× as many as"

@@ -97,9 +97,9 @@ class DistillTask:
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Return accuracy and cross-entropy on the validation split, and agreement with the teacher there."""
+        step = max(1, EVAL_BATCH // self.student.spec.frames)
         outputs = [
-            model(_images(self.data.val.pixels[at : at + EVAL_BATCH], device))
-            for at in range(0, len(self._val_labels), EVAL_BATCH)
+            model(_images(self.data.val.pixels[at : at + step], device)) for at in range(0, len(self._val_labels), step)
         ]
         logits = torch.cat([o.logits.float() for o in outputs]).cpu()
         labels = torch.from_numpy(self._val_labels)
@@ -120,4 +120,5 @@ class DistillTask:
 
 
 def _images(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div(255)
+    """Return pixels (..., H, W, 3) uint8 of pictures or clips as (..., 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(pixels).to(device).movedim(-1, -3).float().div(255)

@@ -33,7 +33,7 @@ class PixelStore:
 
     Attributes:
         samples: those that could be read, in order.
-        pixels: (N, S, S, 3) uint8 RGB.
+        pixels: (N, S, S, 3) uint8 RGB; of clips (N, F, S, S, 3).
         aspects: (N,) float32 width / height of the pictures as they are displayed.
         broken: key → reason of those that could not be read.
     """
@@ -65,9 +65,7 @@ def decode_train(
         scratch: folder for the memory map, where one is needed.
         advance: called with the number of pictures that are done since the last call.
     """
-    return _decode(
-        samples, size, lambda path: _squeezed(path, size), scratch=scratch, advance=advance or (lambda count: None)
-    )
+    return decode_rows(samples, (size, size, 3), lambda path: _squeezed(path, size), scratch=scratch, advance=advance)
 
 
 def decode_eval(
@@ -78,13 +76,8 @@ def decode_eval(
     advance: Callable[[int], None] | None = None,
 ) -> PixelStore:
     """Decode pictures through the preprocessing contract, to (N, image_size, image_size, 3)."""
-    return _decode(
-        samples,
-        contract.image_size,
-        lambda path: _fitted(path, contract),
-        scratch=scratch,
-        advance=advance or (lambda count: None),
-    )
+    shape = (contract.image_size, contract.image_size, 3)
+    return decode_rows(samples, shape, lambda path: _fitted(path, contract), scratch=scratch, advance=advance)
 
 
 Decoded = tuple[NDArray[np.uint8], float]
@@ -100,15 +93,27 @@ def _fitted(path: Path, contract: Preprocess) -> Decoded:
     return fit_pixels(picture, contract), picture.width / picture.height
 
 
-def _decode(
+def decode_rows(
     samples: Sequence[Sample],
-    size: int,
+    shape: tuple[int, ...],
     read: Callable[[Path], Decoded],
     *,
     scratch: Path | None,
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] | None,
+    chunk: int = 16,
 ) -> PixelStore:
-    pixels = _allocate((len(samples), size, size, 3), scratch)
+    """Decode samples side by side into one array.
+
+    Args:
+        samples: what to read.
+        shape: of one sample's pixels.
+        read: returns a sample's pixels and aspect, or raises ImageError.
+        scratch: folder for the memory map, where one is needed.
+        advance: called with the number of samples that are done since the last call.
+        chunk: samples that one thread takes at a time.
+    """
+    report, group = advance or (lambda count: None), 4 * chunk
+    pixels = _allocate((len(samples), *shape), scratch)
     aspects = np.ones(len(samples), np.float32)
     broken: dict[str, str] = {}
 
@@ -120,10 +125,10 @@ def _decode(
 
     # Pillow decodes and resizes without the interpreter lock, so threads are enough and cost no copies
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for done, _ in enumerate(pool.map(one, range(len(samples)), chunksize=16), start=1):
-            if done % 64 == 0:
-                advance(64)
-    advance(len(samples) % 64)
+        for done, _ in enumerate(pool.map(one, range(len(samples)), chunksize=chunk), start=1):
+            if done % group == 0:
+                report(group)
+    report(len(samples) % group)
     kept = [row for row, sample in enumerate(samples) if sample.key not in broken]
     for new, old in enumerate(kept):  # in place: a memory map must not be copied into memory
         if new != old:

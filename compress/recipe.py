@@ -132,6 +132,8 @@ class Recipe(_Frozen):
         views: augmented views per picture that the teacher embeds once; training cycles through them. 0 means that
             the teacher sees only the plain picture while the student's view is augmented afresh.
         init_classifier: start the student's classifier from the teacher's class weights.
+        freeze: early stages of the backbone, the stem being the first, that stay as they come, batch norms included.
+        dropout: share of the embedding that the classifier does not see in a step.
     """
 
     name: str
@@ -146,6 +148,8 @@ class Recipe(_Frozen):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     views: int = Field(default=0, ge=0, le=1000)
     init_classifier: bool = False
+    freeze: int = Field(default=0, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     augment: AugmentConfig = AugmentConfig()
     fit: FitConfig = FitConfig()
 

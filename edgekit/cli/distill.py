@@ -14,6 +14,10 @@ from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_op
 from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
 from edgekit.terminal import print_json
 
+_FIT_FIELDS = ("epochs", "batch_size", "lr", "weight_decay", "seed", "device")
+_RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "dropout")
+"""Settings of a recipe that have an option of their own name."""
+
 
 @click.command()
 @click.option(
@@ -43,15 +47,28 @@ from edgekit.terminal import print_json
 @click.option(
     "--init-from",
     type=EXISTING,
-    help="Run folder or checkpoint whose student this run trains on; tells --student and --image-size.",
+    help="Run folder or checkpoint whose student this run trains on; tells --student, --image-size and --frames.",
 )
 @click.option(
     "--image-size", "--imgsz", type=int, default=256, show_default=True, help="Side of the student's input in pixels."
 )
-@click.option("--recipe", default="edge", show_default=True, help="edge, v2, v3, or a YAML file.")
+@click.option(
+    "--frames",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Frames of a clip, for data of videos or <class>/<clip>/ folders of frames; 1 trains on pictures.",
+)
+@click.option("--positions", is_flag=True, help="Let the order of a clip's frames count.")
+@click.option("--recipe", default="edge", show_default=True, help="edge, ego4d, v2, v3, or a YAML file.")
 @click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--batch-size", type=int, help="Pictures per step.")
 @click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--weight-decay", type=float, help="Decay of the weights.")
+@click.option(
+    "--freeze", type=int, help="Early stages of the backbone that stay as they come, the stem being the first."
+)
+@click.option("--dropout", type=float, help="Share of the embedding that the classifier does not see in a step.")
 @click.option("--alpha", type=float, help="Weight of the feature loss.")
 @click.option("--beta", type=float, help="Weight of the response loss.")
 @click.option("--gamma", type=float, help="Weight of the task loss.")
@@ -79,9 +96,9 @@ def distill(**options: Any) -> None:
     from edgekit.compress.recipe import load_recipe
     from edgekit.models.prompts import TEMPLATES
 
-    fit = {name: options[name] for name in ("epochs", "batch_size", "lr", "seed", "device", *GUARD_FIELDS)}
+    fit = {name: options[name] for name in (*_FIT_FIELDS, *GUARD_FIELDS)}
     fit["schedule"] = {"name": options["schedule"]}
-    loss = {name: options[name] for name in ("alpha", "beta", "gamma", "temperature", "views")}
+    loss = {name: options[name] for name in _RECIPE_FIELDS}
     config = DistillConfig(
         data=Path(options["data"]),
         output=Path(options["output"]),
@@ -108,13 +125,18 @@ def distill(**options: Any) -> None:
 
 
 def _student(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the student's name and size: those given, else those of the run that this one begins from."""
-    given = {"student": options["student"], "image_size": options["image_size"]}
+    """Return the student's name and input: those given, else those of the run that this one begins from."""
+    given = {name: options[name] for name in ("student", "image_size", "frames", "positions")}
     if options["init_from"] is None:
         return given
     from edgekit.models.checkpoint import load_student
 
     spec = load_student(options["init_from"]).spec
     source = click.get_current_context().get_parameter_source
-    kept = {"student": spec.arch, "image_size": spec.image_size}
+    kept = {
+        "student": spec.arch,
+        "image_size": spec.image_size,
+        "frames": spec.frames,
+        "positions": spec.positions,
+    }
     return {name: kept[name] if source(name) is ParameterSource.DEFAULT else value for name, value in given.items()}

@@ -1,0 +1,122 @@
+"""From clips and a picture teacher to what the distillation task reads."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekit.clips import ClipError, read_clip
+from edgekit.compress.distill_config import DistillConfig
+from edgekit.compress.distill_data import STORE_SCALE, Prepared
+from edgekit.compress.distill_report import data_facts
+from edgekit.compress.distill_task import DistillData
+from edgekit.compress.pixels import Decoded, PixelStore, decode_rows, labels_of, squeeze_pixels
+from edgekit.compress.probe import ClassHead, fit_probe
+from edgekit.compress.video_source import ClipSource
+from edgekit.compress.video_teacher import ClipPlan, ClipTable, teach_clips
+from edgekit.compress.video_views import clip_embeddings, kept_frames
+from edgekit.data import ImageDataset, check_broken
+from edgekit.models.teacher import Teacher, load_teacher
+from edgekit.preprocess import Preprocess, fit_pixels
+from edgekit.terminal import Terminal
+
+
+def prepare_clips(
+    config: DistillConfig, dataset: ImageDataset, contract: Preprocess, device: torch.device, terminal: Terminal
+) -> Prepared:
+    """Decode the clips and ask the teacher about their frames. Arguments and errors as `distill_data.prepare`."""
+    teacher = load_teacher(config.teacher, device) if config.teacher else None
+    train, val, dataset = _decode(config, dataset, contract, terminal)
+    clips = None if teacher is None else _teach(config, teacher, train, val, terminal)
+    head = None if clips is None or teacher is None else _class_head(config, teacher, clips, train, dataset)
+    source = ClipSource(train, clips, config.recipe, contract, config.frames)
+    return Prepared(
+        DistillData(source, val, None if clips is None else clips.val, head),
+        dataset,
+        {**data_facts(dataset, train, val), "frames": config.frames, "kept_frames": train.pixels.shape[1]},
+        None if head is None or clips is None or teacher is None else _describe(teacher, clips, head, val),
+        None if clips is None else clips.embed_dim,
+    )
+
+
+def _describe(teacher: Teacher, clips: ClipTable, head: ClassHead, val: PixelStore) -> dict[str, Any]:
+    """Return the teacher's facts and its accuracy on the validation clips."""
+    scores = head(torch.from_numpy(clips.val.astype(np.float32)))
+    labels = torch.from_numpy(labels_of(val))
+    return {
+        "name": teacher.name,
+        "fingerprint": teacher.fingerprint(),
+        "parameters": teacher.parameters,
+        "embed_dim": clips.embed_dim,
+        "views": clips.train.shape[1],
+        "class_scores": head.source,
+        "val_acc": float((scores.argmax(1) == labels).float().mean()),
+    }
+
+
+def _decode(
+    config: DistillConfig, dataset: ImageDataset, contract: Preprocess, terminal: Terminal
+) -> tuple[PixelStore, PixelStore, ImageDataset]:
+    scratch, frames, kept = config.output.parent, config.frames, kept_frames(config.frames)
+    size = math.ceil(contract.image_size * STORE_SCALE)
+    side = contract.image_size
+
+    def squeezed(path: Path) -> Decoded:
+        pictures = read_clip(path, kept)
+        return np.stack([squeeze_pixels(picture, size) for picture in pictures]), _aspect(path, pictures[0].size)
+
+    def fitted(path: Path) -> Decoded:
+        pictures = read_clip(path, frames)
+        return np.stack([fit_pixels(picture, contract) for picture in pictures]), _aspect(path, pictures[0].size)
+
+    with terminal.bar("reading clips", len(dataset.train) + len(dataset.val)) as advance:
+        shape = (kept, size, size, 3)
+        train = decode_rows(dataset.train, shape, squeezed, scratch=scratch, advance=advance, chunk=1)
+        shape = (frames, side, side, 3)
+        val = decode_rows(dataset.val, shape, fitted, scratch=scratch, advance=advance, chunk=1)
+    broken = train.broken | val.broken
+    check_broken(broken, len(dataset.train) + len(dataset.val), config.max_broken, "clips")
+    for reason in broken.values():
+        terminal.warn(f"skipped: {reason}")
+    return train, val, dataset.without(broken.keys())
+
+
+def _aspect(path: Path, size: tuple[int, int]) -> float:
+    if min(size) < 2:
+        raise ClipError(f"cannot read the clip {path}: {size[0]} x {size[1]} pixels")
+    return size[0] / size[1]
+
+
+def _teach(
+    config: DistillConfig, teacher: Teacher, train: PixelStore, val: PixelStore, terminal: Terminal
+) -> ClipTable:
+    recipe = config.recipe
+    plan = ClipPlan(
+        train.samples,
+        train.aspects,
+        val.samples,
+        recipe.augment,
+        recipe.views,
+        recipe.fit.seed,
+        config.frames,
+        train.pixels.shape[1],
+    )
+    cache = config.teacher_cache or config.output.parent / "teacher-store"
+    what = f"teacher embeds {plan.kept} frames of {recipe.views or 2} views of each clip"
+    with terminal.bar(what, len(train.samples) + len(val.samples)) as advance:
+        return teach_clips(teacher, plan, cache, advance=advance)
+
+
+def _class_head(
+    config: DistillConfig, teacher: Teacher, clips: ClipTable, train: PixelStore, dataset: ImageDataset
+) -> ClassHead:
+    weights = teacher.class_scores(dataset.classes, config.templates)
+    if weights is not None:
+        return ClassHead(weights.cpu(), torch.zeros(len(weights)), "prompts")
+    embeddings = torch.from_numpy(clip_embeddings(clips.train))  # of whole clips
+    labels = torch.from_numpy(labels_of(train))
+    return fit_probe(embeddings, labels, len(dataset.classes), seed=config.recipe.fit.seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.compress.recipe import Recipe
+from edgekit.compress.store.format import is_store
 from edgekit.errors import UsageError
 from edgekit.models.prompts import TEMPLATES
 from edgekit.models.student import check_arch
@@ -27,13 +28,14 @@ class DistillConfig:
         image_size: side of the student's input in pixels.
         student_weights: local weights that the backbone starts from.
         init_from: run folder or checkpoint whose whole student this run starts from, as its next phase.
-        teacher: see `edgekit.models.teacher.load_teacher`.
+        teachers: see `edgekit.models.teacher.load_teacher`; several are joined.
+        teacher_weights: of several teachers; empty for equal ones.
         teacher_embeddings: precomputed embeddings, instead of a teacher.
         templates: prompt templates with a {} for the class name.
         val_fraction: where the data has no validation split of its own.
         max_broken: share of unreadable pictures that is tolerated.
         embed_dim: of a student without a teacher; else it is the teacher's.
-        teacher_cache: where teacher stores are kept; None puts them beside the run folder.
+        teacher_cache: a teacher store, or the folder where stores are kept; None puts them beside the run folder.
         frames: of each clip that the student sees; 1 trains on still pictures.
         positions: let a clip's frames be told apart by their place.
     """
@@ -45,7 +47,8 @@ class DistillConfig:
     image_size: int = 256
     student_weights: Path | None = None
     init_from: Path | None = None
-    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
+    teacher_weights: tuple[float, ...] = ()
     teacher_embeddings: Path | None = None
     templates: tuple[str, ...] = TEMPLATES
     val_fraction: float | None = None
@@ -55,19 +58,24 @@ class DistillConfig:
     frames: int = 1
     positions: bool = False
 
+    @property
+    def teacher(self) -> str | None:
+        """The first teacher."""
+        return self.teachers[0] if self.teachers else None
+
     def check(self) -> None:
         """Refuse what cannot work, before any work is done.
 
         Raises:
             UsageError: the teacher is missing, double, or not used; or the student is unknown.
         """
-        given = [o for o, v in (("--teacher", self.teacher), ("--teacher-embeddings", self.teacher_embeddings)) if v]
+        given = [o for o, v in (("--teacher", self.teachers), ("--teacher-embeddings", self.teacher_embeddings)) if v]
         if len(given) > 1:
             raise UsageError("--teacher and --teacher-embeddings exclude each other; give one")
-        if self.recipe.needs_teacher and not given:
+        if self.recipe.needs_teacher and not given and not (self.teacher_cache and is_store(self.teacher_cache)):
             raise UsageError(
-                "no teacher given: pass --teacher ARCH:TAG, --teacher FILE.onnx or --teacher-embeddings FILE.npz; "
-                "or train without one with --alpha 0 --beta 0"
+                "no teacher given: pass --teacher ARCH:TAG, --teacher FILE.onnx, --teacher-embeddings FILE.npz, or the "
+                "--teacher-store that `edgekit teach` made; or train without one with --alpha 0 --beta 0"
             )
         if given and not self.recipe.needs_teacher:
             raise UsageError(f"{given[0]} is given, but with --alpha 0 --beta 0 nothing learns from it; leave it out")
@@ -98,4 +106,5 @@ class DistillConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved settings, for config.yaml."""
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        return {**plain, "templates": list(self.templates), "recipe": self.recipe.model_dump(mode="json")}
+        lists = {name: list(getattr(self, name)) for name in ("teachers", "teacher_weights", "templates")}
+        return {**plain, **lists, "recipe": self.recipe.model_dump(mode="json")}

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgekit.compress.distill_config import DistillConfig
 from edgekit.compress.distill_report import data_facts, describe_teacher
 from edgekit.compress.distill_task import DistillData
-from edgekit.compress.pixels import PixelStore, decode_eval, decode_train
-from edgekit.compress.probe import ClassHead, fit_probe
+from edgekit.compress.embeddings_file import read_embeddings
+from edgekit.compress.pixels import PixelStore, decode_eval, decode_train, labels_of
+from edgekit.compress.probe import ClassHead
 from edgekit.compress.source import StoredSource
-from edgekit.compress.teacher_store import TeacherTable, TeachPlan, read_embeddings, teach
+from edgekit.compress.store.table import TeacherTable, plain_rows
+from edgekit.compress.store.teach import file_ids, pictures_of
+from edgekit.compress.teachers import Pictures, ask, class_head, probe
 from edgekit.data import ImageDataset, check_broken
-from edgekit.models.teacher import Teacher, load_teacher
 from edgekit.preprocess import Preprocess
 from edgekit.terminal import Terminal
 
@@ -63,18 +67,16 @@ def prepare(
         from edgekit.compress.video_data import prepare_clips  # it builds on this module
 
         return prepare_clips(config, dataset, contract, device, terminal)
-    teacher = load_teacher(config.teacher, device) if config.teacher else None
     train, val, dataset = _decode(config, dataset, contract, terminal)
-    table = _teach(config, teacher, train, val, terminal)
-    head = _class_head(config, teacher, table, train, dataset)
-    source = StoredSource(train, table, config.recipe, contract)
-    return Prepared(
-        DistillData(source, val, None if table is None else table.val, head),
-        dataset,
-        data_facts(dataset, train, val),
-        describe_teacher(config.teacher or config.teacher_embeddings, teacher, table, head, val),
-        None if table is None else table.embed_dim,
-    )
+    facts = data_facts(dataset, train, val)
+    taught = _ask(config, train, val, dataset.classes, device, terminal)
+    if taught is None:
+        source = StoredSource(train, None, config.recipe, contract)
+        return Prepared(DistillData(source, val, None, None), dataset, facts, None, None)
+    source = StoredSource(train, taught.table, config.recipe, contract)
+    described = describe_teacher(taught.facts, taught.table.num_views, taught.val, taught.head, val)
+    data = DistillData(source, val, taught.val, taught.head)
+    return Prepared(data, dataset, facts, described, taught.table.embed_dim)
 
 
 def _decode(
@@ -92,36 +94,43 @@ def _decode(
     return train, val, dataset.without(broken.keys())
 
 
-def _teach(
-    config: DistillConfig, teacher: Teacher | None, train: PixelStore, val: PixelStore, terminal: Terminal
-) -> TeacherTable | None:
-    recipe = config.recipe
-    if config.teacher_embeddings is not None:
-        return read_embeddings(config.teacher_embeddings, train.samples, val.samples)
-    if teacher is None:
-        return None
-    plan = TeachPlan(train.samples, train.aspects, val.samples, recipe.augment, recipe.views, recipe.fit.seed)
-    cache = config.teacher_cache or config.output.parent / "teacher-store"
-    views = recipe.views or 2
-    with terminal.bar(
-        f"teacher embeds {views} views of each picture", len(train.samples) + len(val.samples)
-    ) as advance:
-        return teach(teacher, plan, cache, advance=advance)
+@dataclass(frozen=True)
+class _Taught:
+    """What the teachers say of both splits: of the training pictures as a table, of the others (M, D) plain rows."""
+
+    table: TeacherTable
+    val: NDArray[np.float16]
+    head: ClassHead
+    facts: Sequence[Mapping[str, Any]]
 
 
-def _class_head(
+def _ask(
     config: DistillConfig,
-    teacher: Teacher | None,
-    table: TeacherTable | None,
     train: PixelStore,
-    dataset: ImageDataset,
-) -> ClassHead | None:
-    if table is None:
+    val: PixelStore,
+    classes: tuple[str, ...],
+    device: torch.device,
+    terminal: Terminal,
+) -> _Taught | None:
+    if not config.recipe.needs_teacher:
         return None
-    weights = teacher.class_scores(dataset.classes, config.templates) if teacher is not None else None
-    if weights is not None:
-        weights = weights.cpu()
-        return ClassHead(weights, torch.zeros(len(weights)), "prompts")
-    labels = torch.tensor([-1 if s.label is None else s.label for s in train.samples])
-    embeddings = torch.from_numpy(table.train.astype(np.float32))
-    return fit_probe(embeddings, labels, len(dataset.classes), seed=config.recipe.fit.seed)
+    labels = torch.from_numpy(labels_of(train))
+    if config.teacher_embeddings is not None:
+        array, plain = read_embeddings(config.teacher_embeddings, train.samples, val.samples)
+        head = probe(labels, array, len(classes), config.recipe.fit.seed)
+        return _Taught(array, plain, head, [{"name": config.teacher_embeddings}])
+    pictures = Pictures(
+        lambda: pictures_of(train.samples),
+        lambda: pictures_of(val.samples),
+        len(train.samples) + len(val.samples),
+        classes,
+    )
+    said = ask(config, pictures, device, terminal)
+    train_keys, val_keys = ([sample.key for sample in store.samples] for store in (train, val))
+    train_ids, val_ids = (file_ids(store.samples) for store in (train, val))
+    table = said.stores.table("train", train_keys, train_ids)
+    plain = plain_rows(said.stores.table("val", val_keys, val_ids), len(val_keys))
+    head = class_head(
+        said, config, classes, lambda n: (labels, said.stores.one(n).table("train", train_keys, train_ids))
+    )
+    return _Taught(table, plain, head, said.facts)

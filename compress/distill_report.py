@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgekit.compress.distill_task import DistillTask
 from edgekit.compress.loop import FitResult
@@ -16,11 +16,9 @@ from edgekit.compress.pixels import PixelStore
 from edgekit.compress.plots import plot_run
 from edgekit.compress.probe import ClassHead
 from edgekit.compress.run_folder import RunFolder
-from edgekit.compress.teacher_store import TeacherTable
 from edgekit.data import ImageDataset
 from edgekit.models.complexity import measure_complexity
 from edgekit.models.student import Student
-from edgekit.models.teacher import Teacher
 from edgekit.terminal import Terminal, human_bytes, human_count, percent
 
 
@@ -33,23 +31,31 @@ class DistillSummary:
 
 
 def describe_teacher(
-    name: str | Path | None,
-    teacher: Teacher | None,
-    table: TeacherTable | None,
-    head: ClassHead | None,
+    facts: Sequence[Mapping[str, Any]],
+    num_views: int,
+    said_of_val: NDArray[np.float16],
+    head: ClassHead,
     val: PixelStore,
-) -> dict[str, Any] | None:
-    """Return the teacher's facts and its accuracy on the validation pictures; None without a teacher."""
-    if table is None or head is None:
-        return None
+) -> dict[str, Any]:
+    """Return the facts of one or several teachers and their accuracy on the validation pictures.
+
+    Args:
+        facts: name, fingerprint and parameters of each, as far as they are known.
+        num_views: embeddings per training picture.
+        said_of_val: (M, D) unit rows.
+        head: class scores.
+        val: the same M pictures.
+    """
     labels = torch.tensor([s.label for s in val.samples])
-    scores = head(torch.from_numpy(table.val.astype(np.float32)))
+    scores = head(torch.from_numpy(said_of_val.astype(np.float32)))
+    counts = [one.get("parameters") for one in facts]
+    prints = [one.get("fingerprint") for one in facts]
     return {
-        "name": str(name),
-        "fingerprint": teacher.fingerprint() if teacher is not None else None,
-        "parameters": teacher.parameters if teacher is not None else None,
-        "embed_dim": table.embed_dim,
-        "views": table.train.shape[1],
+        "name": " + ".join(str(one["name"]) for one in facts),
+        "fingerprint": prints[0] if len(prints) == 1 else prints,
+        "parameters": sum(counts) if all(counts) else None,
+        "embed_dim": said_of_val.shape[1],
+        "views": num_views,
         "class_scores": head.source,
         "val_acc": float((scores.argmax(1) == labels).float().mean()),
     }

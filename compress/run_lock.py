@@ -18,8 +18,8 @@ class LockedError(UsageError):
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process; a nested use in the same process passes.
+def locked(run: Path, file: str = "last/lock") -> Iterator[None]:
+    """Hold the run folder for this process, by a lock on `file` in it; a nested use in the same process passes.
 
     The file stays behind, as removing a lock that another process has just opened would let two of them in.
 
@@ -32,7 +32,7 @@ def locked(run: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    path = run.resolve() / "last" / "lock"
+    path = run.resolve() / file
     if path in _held:
         yield
         return

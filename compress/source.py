@@ -14,7 +14,8 @@ from torch import Tensor
 from edgekit.compress.pixels import PixelStore, labels_of
 from edgekit.compress.randomness import permutation, sample_ids
 from edgekit.compress.recipe import Recipe
-from edgekit.compress.teacher_store import TeacherTable
+from edgekit.compress.shares import WHOLE, Share, Split
+from edgekit.compress.store.table import TeacherTable
 from edgekit.compress.views import Views, draw_views, render
 from edgekit.preprocess import Preprocess
 
@@ -26,6 +27,8 @@ class Batch:
     images: Tensor
     labels: Tensor
     teacher: Tensor | None
+    share: Share | None = None
+    """of the step's means, where the batch is a part of a step."""
 
 
 class Source(Protocol):
@@ -34,8 +37,11 @@ class Source(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of a 1-based epoch, from number `start` (0-based) on."""
+    def batches(self, epoch: int, device: torch.device, start: int = 0, split: Split = WHOLE) -> Iterator[Batch]:
+        """Yield the batches of a 1-based epoch, from number `start` (0-based) on.
+
+        Of a divided step come `split.accumulate` batches, this process's parts, each with its share.
+        """
 
 
 class StoredSource:
@@ -58,37 +64,40 @@ class StoredSource:
         """Batches per epoch; their sizes differ by one at most, so that no last batch is too small for batch norm."""
         return max(1, round(len(self._ids) / self.recipe.fit.batch_size))
 
-    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch) alone."""
+    def batches(self, epoch: int, device: torch.device, start: int = 0, split: Split = WHOLE) -> Iterator[Batch]:
+        """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch, split) alone.
+
+        Raises:
+            UsageError: the steps are too small to be divided so.
+        """
+        split.refuse_too_small(len(self._ids) // self.steps_per_epoch)
         order = permutation(self.recipe.fit.seed, epoch, self._ids)
-        for rows in np.array_split(order, self.steps_per_epoch)[start:]:
-            rows = np.sort(rows)  # one sweep through a memory map; a batch is a set
-            views, teacher = self._views(rows, epoch)
-            pixels = torch.from_numpy(self.train.pixels[rows]).to(device).permute(0, 3, 1, 2)
-            images = render(pixels, views, self.contract.image_size)
-            if self.recipe.fit.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            yield Batch(
-                images,
-                torch.from_numpy(self._labels[rows]).to(device),
-                None if teacher is None else torch.from_numpy(teacher).to(device),
-            )
+        for step in np.array_split(order, self.steps_per_epoch)[start:]:
+            step = np.sort(step)  # one sweep through a memory map; a batch is a set
+            for rows in split.parts(step):
+                share = None if split.whole else Share.of(self._labels[rows], self._labels[step])
+                yield self._batch(rows, epoch, device, share)
+
+    def _batch(self, rows: NDArray[np.int64], epoch: int, device: torch.device, share: Share | None) -> Batch:
+        views, teacher = self._views(rows, epoch)
+        pixels = torch.from_numpy(self.train.pixels[rows]).to(device).permute(0, 3, 1, 2)
+        images = render(pixels, views, self.contract.image_size)
+        if self.recipe.fit.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(
+            images,
+            torch.from_numpy(self._labels[rows]).to(device),
+            None if teacher is None else torch.from_numpy(teacher).to(device),
+            share,
+        )
 
     def _views(self, rows: NDArray[np.int64], epoch: int) -> tuple[Views, NDArray[np.float32] | None]:
         """Return one view per row for this epoch, and the teacher's embedding of it."""
         table = self.table
-        if table is not None and table.views:
+        if table is not None and table.replays:
             # samples start at different views, so that every batch mixes all of them
-            number = ((epoch - 1 + self._ids[rows]) % np.uint64(len(table.views))).astype(np.int64)
-            parts = [table.views[n].take(rows[number == n]) for n in range(len(table.views))]
-            order = np.argsort(np.argsort(number, kind="stable"), kind="stable")
-            views = Views(
-                *(
-                    np.concatenate([getattr(p, f) for p in parts])[order]
-                    for f in ("boxes", "flips", "colours", "erased")
-                )
-            )
-            return views, table.train[rows, number].astype(np.float32)
+            number = ((epoch - 1 + self._ids[rows]) % np.uint64(table.num_views)).astype(np.int64)
+            return table.views(rows, number), table.embeddings(rows, number)
         fit = self.recipe.fit
         views = draw_views(
             self.recipe.augment,
@@ -99,5 +108,4 @@ class StoredSource:
         )
         if table is None:
             return views, None
-        flip_view = min(1, table.train.shape[1] - 1)
-        return views, table.train[rows, np.where(views.flips, flip_view, 0)].astype(np.float32)
+        return views, table.embeddings(rows, np.where(views.flips, min(1, table.num_views - 1), 0))

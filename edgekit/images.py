@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -68,9 +71,27 @@ def read_rgb(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int | None =
     Raises:
         ImageError: missing, not a file, not a picture, truncated or broken, or too large.
     """
+    return _refusing(path, lambda: _decode_file(path, max_pixels, at_least))
+
+
+def rgb_of(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+    """Return a picture that is in memory already as 8-bit RGB, exactly as `read_rgb` returns that of a file.
+
+    Args:
+        content: the file's bytes.
+        name: where it is from, for messages.
+        max_pixels, at_least: as for `read_rgb`.
+
+    Raises:
+        ImageError: not a picture, truncated or broken, or too large.
+    """
+    return _refusing(name, lambda: _decode(io.BytesIO(content), name, max_pixels, at_least))
+
+
+def _refusing(path: Path | str, decode: Callable[[], Image.Image]) -> Image.Image:
     try:
         _quiet_pillow()
-        return _decode(path, max_pixels, at_least)
+        return decode()
     except ImageError:
         raise
     except UnidentifiedImageError as e:
@@ -89,18 +110,24 @@ def read_rgb(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int | None =
         raise _refusal(path, f"broken: {e}") from e
 
 
-def _refusal(path: Path, reason: str) -> ImageError:
+def _refusal(path: Path | str, reason: str) -> ImageError:
     short = " ".join(reason.split())[:160]
     return ImageError(f"cannot read the picture {path}: {short}", reason=short)
 
 
-def _decode(path: Path, max_pixels: int, at_least: int | None) -> Image.Image:
+def _decode_file(path: Path, max_pixels: int, at_least: int | None) -> Image.Image:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
         raise _refusal(path, "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-    if status.st_size == 0:
+    with path.open("rb") as file:
+        return _decode(file, path, max_pixels, at_least)
+
+
+def _decode(file: IO[bytes], path: Path | str, max_pixels: int, at_least: int | None) -> Image.Image:
+    if not file.read(1):
         raise _refusal(path, "the file is empty")
-    with path.open("rb") as file, Image.open(file, formats=_known_formats()) as picture:
+    file.seek(0)
+    with Image.open(file, formats=_known_formats()) as picture:
         width, height = picture.size
         if width < 1 or height < 1:
             raise _refusal(path, f"broken: {width} x {height} pixels")

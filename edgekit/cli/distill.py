@@ -32,7 +32,15 @@ _RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "d
 @click.option(
     "--max-broken", type=float, default=0.01, show_default=True, help="Share of unreadable pictures to tolerate."
 )
-@click.option("--teacher", help="open_clip ARCH:TAG, ARCH:FILE or ARCH:random; an edgekit CLIP run; or FILE.onnx.")
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    help="open_clip ARCH:TAG, ARCH:FILE or ARCH:random; an edgekit CLIP run; or FILE.onnx. Several are joined.",
+)
+@click.option(
+    "--teacher-weight", "teacher_weights", type=float, multiple=True, help="One for each --teacher.  [default: equal]"
+)
 @click.option("--teacher-embeddings", type=EXISTING, help="Precomputed embeddings (.npz: files, embeddings).")
 @click.option(
     "--template", "templates", multiple=True, help="Prompt for class scores, with {} for the class; repeatable."
@@ -76,7 +84,7 @@ _RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "d
 @click.option("--views", type=int, help="Augmented views per picture that the teacher embeds.")
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--device", help="auto, cpu, mps or cuda.")
-@click.option("--teacher-store", type=EXISTING, help="Folder that keeps teacher embeddings between runs.")
+@click.option("--teacher-store", type=EXISTING, help="A store by `edgekit teach`, or a folder of stores.")
 @click.option("--schedule", help="Learning-rate schedule by name; its parameters come from the recipe.")
 @guard_options
 @config_option
@@ -106,7 +114,8 @@ def distill(**options: Any) -> None:
         student_weights=options["student_weights"],
         init_from=options["init_from"],
         **_student(options),
-        teacher=options["teacher"],
+        teachers=tuple(options["teachers"]),
+        teacher_weights=tuple(options["teacher_weights"]),
         teacher_embeddings=options["teacher_embeddings"],
         templates=tuple(options["templates"]) or TEMPLATES,
         val_fraction=options["val_fraction"],

@@ -208,7 +208,7 @@ def _distill_config(drawn: DrawnSet, out: Path, config: DemoConfig) -> DistillCo
         recipe=load_recipe("edge", changes),
         student=config.student,
         image_size=config.image_size,
-        teacher=str(out / "teacher"),
+        teachers=(str(out / "teacher"),),
         templates=DRAWING_TEMPLATES,
         teacher_cache=out / "teacher-store",
     )

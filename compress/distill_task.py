@@ -15,13 +15,17 @@ from torch.nn import functional as F
 from edgekit.compress.losses import FEATURE_LOSSES, RESPONSE_LOSSES, distillation_loss, task_loss
 from edgekit.compress.pixels import PixelStore, labels_of
 from edgekit.compress.probe import ClassHead
+from edgekit.compress.processes import joined
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.relations import affinity_loss, contrastive_loss
+from edgekit.compress.shares import Share, Split
 from edgekit.compress.source import Batch, Source
+from edgekit.errors import UsageError
 from edgekit.models.checkpoint import STUDENT_FILE, save_student
 from edgekit.models.student import Student, StudentOutput
 
 EVAL_BATCH = 64
+_PAIRS = {"affinity", "contrastive"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,20 @@ class DistillTask:
         """Yield the batches of a 1-based epoch from number `start` on."""
         return self.data.source.batches(epoch, device, start)
 
+    def shares(self, epoch: int, device: torch.device, start: int, split: Split) -> Iterator[Batch]:
+        """Yield this process's parts of the batches of a 1-based epoch from number `start` on.
+
+        Raises:
+            UsageError: a loss compares all pairs of a batch, and the batch comes in several pieces.
+        """
+        pairs = sorted(_PAIRS & self._weights.keys())
+        if pairs and split.accumulate > 1:
+            raise UsageError(
+                f"the {' and '.join(pairs)} loss compares all pictures of a batch with each other, which --accumulate "
+                f"{split.accumulate} takes apart. Leave --accumulate out, or set the weight to 0"
+            )
+        return self.data.source.batches(epoch, device, start, split)
+
     def batch_length(self, batch: Batch) -> int:
         """Return the number of pictures in a batch."""
         return len(batch.labels)
@@ -74,6 +92,8 @@ class DistillTask:
             parts |= self._teacher_parts(output, batch, batch.teacher, self.data.head)
         if "task" in self._weights:
             parts["task"] = task_loss(output.logits, batch.labels, self.recipe.label_smoothing)
+        if batch.share is not None:
+            parts = {name: _contribution(name, value, batch.share) for name, value in parts.items()}
         total = distillation_loss(parts, {name: w for name, w in self._weights.items() if name in parts})
         labelled = batch.labels >= 0
         correct = ((output.logits.argmax(1) == batch.labels) & labelled).sum()
@@ -84,24 +104,27 @@ class DistillTask:
     ) -> dict[str, Tensor]:
         """Return those parts of the loss that compare with the teacher, and have a weight."""
         recipe, parts = self.recipe, {}
+
+        def pairs() -> tuple[Tensor, Tensor]:
+            if batch.share is None:
+                return output.embedding, teacher
+            return joined().all_rows(output.embedding), joined().all_rows(teacher)
+
         if "feature" in self._weights:
             parts["feature"] = FEATURE_LOSSES[recipe.feature_loss](output.embedding, teacher)
         if "response" in self._weights:
             compare = RESPONSE_LOSSES[recipe.response_loss]
             parts["response"] = compare(output.logits, head(teacher), batch.labels, recipe.temperature)
         if "affinity" in self._weights:
-            parts["affinity"] = affinity_loss(output.embedding, teacher)
+            parts["affinity"] = affinity_loss(*pairs())
         if "contrastive" in self._weights:
-            parts["contrastive"] = contrastive_loss(output.embedding, teacher)
+            parts["contrastive"] = contrastive_loss(*pairs())
         return parts
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Return accuracy and cross-entropy on the validation split, and agreement with the teacher there."""
         step = max(1, EVAL_BATCH // self.student.spec.frames)
-        outputs = [
-            model(_images(self.data.val.pixels[at : at + step], device)) for at in range(0, len(self._val_labels), step)
-        ]
-        logits = torch.cat([o.logits.float() for o in outputs]).cpu()
+        logits, embedding = self._outputs(model, device, step)
         labels = torch.from_numpy(self._val_labels)
         values = {
             "val_acc": float((logits.argmax(1) == labels).float().mean()),
@@ -109,14 +132,37 @@ class DistillTask:
         }
         if self.data.val_teacher is not None and self.data.head is not None:
             teacher = torch.from_numpy(self.data.val_teacher.astype(np.float32))
-            embedding = torch.cat([o.embedding.float() for o in outputs]).cpu()
             values["agreement"] = float((logits.argmax(1) == self.data.head(teacher).argmax(1)).float().mean())
             values["cosine"] = float(F.cosine_similarity(embedding, teacher).mean())
         return values
 
+    def _outputs(self, model: nn.Module, device: torch.device, step: int) -> tuple[Tensor, Tensor]:
+        """Return logits (M, C) and embeddings (M, D) of all validation pictures; the processes take turns.
+
+        The batches are those of one process, so that the numbers are, too.
+        """
+        processes, count = joined(), len(self._val_labels)
+        logits = embedding = torch.zeros(0)
+        for number, at in enumerate(range(0, count, step)):
+            if number % processes.world != processes.rank and number:
+                continue  # the first one is everybody's: it tells the widths
+            output = model(_images(self.data.val.pixels[at : at + step], device))
+            if not number:
+                logits, embedding = (values.new_zeros(count, values.shape[1]).float() for values in output)
+            if number % processes.world == processes.rank:
+                logits[at : at + step], embedding[at : at + step] = output.logits, output.embedding
+        return processes.fill(logits).cpu(), processes.fill(embedding).cpu()
+
     def save(self, path: Path, model: nn.Module) -> None:
         """Write the student's checkpoint."""
         save_student(path, self.student, model)
+
+
+def _contribution(name: str, value: Tensor, share: Share) -> Tensor:
+    """Return what a part's mean adds to that of the whole step."""
+    if name in _PAIRS:  # of the whole batch already
+        return joined().once(value)
+    return value * (share.labelled if name == "task" else share.samples)
 
 
 def _images(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -77,16 +77,27 @@ def find_not_finite(model: nn.Module, rerun: Callable[[], Mapping[str, Tensor]])
         model: in the state that met it; its buffers are put back afterwards.
         rerun: computes the losses of that batch with the same random numbers.
     """
+    return locate_not_finite(model, rerun)[1]
+
+
+def locate_not_finite(model: nn.Module, rerun: Callable[[], Mapping[str, Tensor]]) -> tuple[int, str]:
+    """Return how many layers ran well before NaN or infinity appeared, and the words of `find_not_finite`.
+
+    Of several processes that share a batch, the one with the smallest number met it first.
+    """
     wrong = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
     if wrong:
-        return f"first in the weights of {_brief(wrong)}"
+        return -1, f"first in the weights of {_brief(wrong)}"
     names = {module: name for name, module in model.named_modules() if not [*module.children()]}
     first: list[str] = []
+    good = 0
 
     def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal good
         if not first and not _finite(output):
             given = "" if _finite(inputs) else ", whose input is so already"
             first.append(f"first in the output of layer {names[module]}{given}")
+        good += not first
 
     buffers = copy.deepcopy(dict(model.named_buffers()))  # batch norm's running means take the bad batch in, too
     hooks = [module.register_forward_hook(look) for module in names]
@@ -99,7 +110,7 @@ def find_not_finite(model: nn.Module, rerun: Callable[[], Mapping[str, Tensor]])
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-    return first[0] if first else "first in the loss itself: the output of every layer is finite"
+    return good, first[0] if first else "first in the loss itself: the output of every layer is finite"
 
 
 def _finite(value: Any) -> bool:

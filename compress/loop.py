@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from edgekit.compress.checkpointing import KEPT, Cadence, Checkpoints, Due, Entry
 from edgekit.compress.display import Display, Silent
 from edgekit.compress.guard import Trouble, ran_out_of_patience
 from edgekit.compress.outlook import Outlook
 from edgekit.compress.plan_ahead import refuse_restarts
+from edgekit.compress.processes import join
 from edgekit.compress.recipe import FitConfig
-from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.run_folder import MutedRunFolder, RunFolder
 from edgekit.compress.run_lock import locked
 from edgekit.compress.schedule import factor
+from edgekit.compress.step import Steps, Wishes
 from edgekit.compress.stopping import StopRequest, stop_signals
 from edgekit.compress.task import Task
 from edgekit.compress.tensorboard import Board
@@ -37,6 +40,10 @@ def fit(
 
     Weights are evaluated and saved as their moving average where `config.ema_decay` is set.
 
+    Under `torchrun` or `accelerate launch` every process calls this alike. Each step's batch is divided between them,
+    and the result is that of one process up to the order of floating-point sums (nets with dropout or stochastic depth
+    aside, which draw other masks). Only the main process writes; a run may be resumed in any number of processes.
+
     Args:
         task: what to train.
         config: how.
@@ -51,11 +58,17 @@ def fit(
         LoadError: `resume` and the state cannot be read.
         LockedError: another process trains into this folder.
         StoppedError: Ctrl-C or SIGTERM; everything is saved.
-        UsageError: the planned rate jumps up after warm-up, and `config.allow_restarts` is false.
+        UsageError: the planned rate jumps up after warm-up, and `config.allow_restarts` is false; the task cannot be
+            divided; or the processes disagree.
         WriteError: the disk is full; the last good state stays.
+        SystemExit: another process failed, and has said why.
     """
-    with locked(run.path):
-        return _Fit(task, config, run, display or Silent()).run(resume=resume)
+    processes = join(pick_device(config))
+    with processes.together():
+        if not processes.is_main:
+            return _Fit(task, config, MutedRunFolder(run.path), Silent()).run(resume=resume)
+        with locked(run.path):
+            return _Fit(task, config, run, display or Silent()).run(resume=resume)
 
 
 class _Fit:
@@ -63,8 +76,10 @@ class _Fit:
 
     def __init__(self, task: Task, config: FitConfig, run: RunFolder, display: Display) -> None:
         self.task, self.config, self.folder, self.display = task, config, run, display
-        self.state = TrainingState(task.model, config, task.steps_per_epoch)
+        self.state = TrainingState(task, config)
+        self.processes = self.state.processes
         self.watch = Watch(self.state, config, run, self.display)
+        self.steps = Steps(task, self.state, self.watch, config)
         self.checkpoints = Checkpoints(run.last, display.warn)
         self.due = Due(Cadence.parse(config.checkpoint_every) if config.checkpoint_every else None)
         self.outlook = Outlook(config, task.metric)
@@ -75,15 +90,16 @@ class _Fit:
     def run(self, *, resume: bool) -> FitResult:
         started = time.perf_counter()
         state, steps = self.state, self.task.steps_per_epoch
+        self._agree()
         if resume:
             self._restore()
         done_steps = (state.position.epoch - 1) * steps + state.position.step
         refuse_restarts(self.config, steps, done_steps=done_steps)
-        if not resume:
+        if not resume and self.processes.is_main:
             self.checkpoints.clear()
         if self.config.guard == "rollback" and not done_steps:
             self._save()  # there is always something to go back to
-        if self.config.tensorboard:
+        if self.config.tensorboard and self.processes.is_main:
             self.board = Board(self.folder.path / "tensorboard", done_steps)
         self.display.start(self.config.epochs, steps, done_steps)
         try:
@@ -110,12 +126,12 @@ class _Fit:
         self.state.model.train()
         self.group_started, self.group_images = started, 0
         history = [row[self.task.metric] for row in self.state.result.rows if self.task.metric in row]
-        for batch in self.task.batches(epoch, self.state.device, position.step):
-            self._step(batch, history)
+        for batches in self.steps.batches(epoch, position.step):
+            wishes = self._step(batches, history)
             position.seconds = before + time.perf_counter() - started
-            if self.request.signal is not None:
-                self._stop()
-            if self.due.step() and position.step < self.task.steps_per_epoch:  # else the epoch's end saves
+            if wishes.signal is not None:
+                self._stop(wishes.signal)
+            if wishes.save and position.step < self.task.steps_per_epoch:  # else the epoch's end saves
                 self._save()
         row = epoch_row(position, self.state.device)
         row["evaluated"], row["best"] = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs, False
@@ -130,49 +146,43 @@ class _Fit:
         self.display.epoch(row)
         if self.display.forecasts and (line := self.outlook.line(self.state.result.rows)) is not None:
             self.display.note(line)
-        if self.request.signal is not None and epoch < self.config.epochs:
-            self._stop(saved=True)
+        number = self.steps.agree(Wishes(self.request.signal)).signal
+        if number is not None and epoch < self.config.epochs:
+            self._stop(number, saved=True)
 
-    def _step(self, batch: Any, history: list[float]) -> None:
-        """Take one optimizer step and add it to the epoch's sums."""
+    def _step(self, batches: Iterable[Any], history: list[float]) -> Wishes:
+        """Take one optimizer step, add it to the epoch's sums, and return what is to be done after it."""
         position, steps = self.state.position, self.task.steps_per_epoch
         at = position.epoch - 1 + position.step / steps
         planned = factor(self.config.schedule, at, self.config.epochs, history)
         position.lr = self.config.lr * planned * self.state.lr_scale
-        parts, grad_norm = self._update(batch, position.lr, (position.epoch - 1) * steps + position.step)
-        count = self.task.batch_length(batch)
-        position.step += 1
-        position.images, self.group_images = position.images + count, self.group_images + count
-        position.sums["_grad_norm"] = position.sums.get("_grad_norm", 0.0) + grad_norm
-        for name, value in parts.items():
-            weighted = value if name.startswith("_") else value * count
-            position.sums[name] = position.sums.get(name, 0.0) + weighted
-        self.display.step(position.epoch, count, parts["loss"])
+        due = self.due.step()
+        taken = self.steps.take(
+            batches,
+            position.lr,
+            (position.epoch - 1) * steps + position.step,
+            lambda: Wishes(self.request.signal, due),
+        )
+        position.add(taken.parts, taken.grad_norm, taken.count)
+        self.group_images += taken.count
+        self.display.step(position.epoch, taken.count, taken.parts["loss"])
         if position.step % STEPS_PER_ROW == 0:
-            self._write_step_row(parts, grad_norm)
+            self._write_step_row(taken.parts, taken.grad_norm)
+        if self.processes.world == 1 and self.request.signal is not None:  # it may have come during the step
+            return Wishes(self.request.signal, due)
+        return taken.wishes
 
-    def _update(self, batch: Any, lr: float, global_step: int) -> tuple[dict[str, float], float]:
-        """Move the weights by one batch; return the loss parts and the gradient's norm."""
-        state = self.state
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        losses = self._losses(batch, global_step)
-        parts = {name: float(value.detach()) for name, value in losses.items()}
-        self.watch.loss(parts, lambda: self._losses(batch, global_step))
-        state.accelerator.backward(losses["loss"])
-        norm, norms = self.watch.gradients.clip(self.config.clip_norm)
-        self.watch.gradient(parts, norm, norms, lr)  # before it reaches the weights
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        if state.ema is not None:
-            state.ema.update(state.plain)
-        return parts, norm
-
-    def _losses(self, batch: Any, global_step: int) -> Mapping[str, Tensor]:
-        # dropout and stochastic depth draw from torch's generator: seeded per step, so that resuming is exact
-        torch.manual_seed(self.config.seed * 1_000_003 + global_step)
-        with self.state.accelerator.autocast():
-            return self.task.loss(self.state.model, batch)
+    def _agree(self) -> None:
+        """Refuse processes that would train on different things."""
+        shapes = [(name, *tensor.shape) for name, tensor in self.state.plain.state_dict().items()]
+        facts = {
+            "version of edgekit": metadata.version("edgekit"),
+            "version of torch": torch.__version__,
+            "settings": self.config.model_dump_json(),
+            "steps per epoch": str(self.task.steps_per_epoch),
+            "model": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+        }
+        self.processes.refuse_disagreement(facts)
 
     def _enough(self) -> bool:
         """Return whether the metric has not got better for too long, and say so."""
@@ -203,13 +213,14 @@ class _Fit:
     def _go_back(self, *, skip: int) -> Entry:
         """Restore the newest state but `skip`, keeping the best result and the lower rate; forget what came after."""
         before, scale = self.state.result, self.state.lr_scale
-        entry, content = list(self.checkpoints.load())[: skip + 1][-1]
+        entry, content = self.processes.from_main(lambda: list(self.checkpoints.load())[: skip + 1][-1])
         self.watch.restore(self.state.restore(content, str(self.folder.last / entry.name)))
         result = self.state.result
         if before.best > result.best:  # its checkpoint is on the disk
             result.best, result.best_epoch = before.best, before.best_epoch
         self.state.lr_scale = min(scale, self.state.lr_scale)
-        self.checkpoints.forget_after(entry)
+        if self.processes.is_main:
+            self.checkpoints.forget_after(entry)
         self.folder.keep_metrics(entry.epoch, entry.step)
         self.state.optimizer.zero_grad()
         return entry
@@ -233,25 +244,28 @@ class _Fit:
         """Evaluate the weights that count, and save them if they are the best so far."""
         model, result = self.state.evaluated.eval(), self.state.result
         with torch.no_grad():
-            values = dict(self.task.evaluate(model, self.state.device))
+            own = dict(self.task.evaluate(model, self.state.device))
+        values = self.processes.from_main(lambda: own)  # decisions hang on them: not one bit may differ
         value = values[self.task.metric]
         better = value > result.best
         if better:
             result.best, result.best_epoch = value, epoch
-            self.task.save(self.folder.path / self.task.checkpoint_name, model)
+            if self.processes.is_main:
+                self.task.save(self.folder.path / self.task.checkpoint_name, model)
         result.last = value
         return {**values, "best": better}
 
     def _save(self) -> None:
         self.watch.weights()
-        content = self.state.to_bytes(self.watch.state())
-        self.checkpoints.save(content, epoch=self.state.position.epoch, step=self.state.position.step)
+        if self.processes.is_main:
+            content = self.state.to_bytes(self.watch.state())
+            self.checkpoints.save(content, epoch=self.state.position.epoch, step=self.state.position.step)
         self.due.saved()
 
     def _restore(self) -> None:
         """Continue from the newest state that can be read, or from the start where there is none yet."""
         refused: LoadError | None = None
-        for entry, content in self.checkpoints.load():
+        for entry, content in self.processes.each_from_main(self.checkpoints.load):
             name = str(self.folder.last / entry.name)
             try:
                 self.watch.restore(self.state.restore(content, name))
@@ -267,9 +281,8 @@ class _Fit:
             raise refused
         self.folder.keep_metrics(1, 0)  # killed before the first state was written: start over
 
-    def _stop(self, *, saved: bool = False) -> None:
-        position, number = self.state.position, self.request.signal
-        assert number is not None
+    def _stop(self, number: int, *, saved: bool = False) -> None:
+        position = self.state.position
         if not saved:
             self._save()
         raise StoppedError(

@@ -76,7 +76,7 @@ def measure(arch: str, image_size: int, batch_size: int) -> dict[str, float]:
                 if times is bare:
                     _bare_step(loop, task)
                 else:
-                    loop._step(None, [])
+                    loop._step([None], [])
                 times.append(time.perf_counter() - started)
             if number % 20 == 10:
                 started = time.perf_counter()

@@ -58,6 +58,8 @@ class FitConfig(_Frozen):
     Attributes:
         epochs: passes over the training set.
         batch_size: samples per optimizer step (over all processes).
+        accumulate: micro-batches that a step is computed in, one after the other, to save memory. Their weighted
+            gradients sum to the whole batch's; batch norm sees each micro-batch alone, so with it the result differs.
         lr: peak learning rate.
         optimizer: "adamw", or "sgd" with `momentum`, and Nesterov's where `nesterov`; `betas` are AdamW's alone.
         weight_decay: decoupled with AdamW, L2 with SGD; not applied to biases, norms and other vectors when
@@ -80,6 +82,7 @@ class FitConfig(_Frozen):
 
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     lr: float = Field(default=3e-4, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = Field(default=0.9, ge=0, lt=1)

@@ -114,6 +114,25 @@ class RunFolder:
         atomic.write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+class MutedRunFolder(RunFolder):
+    """The run folder of a process that is not the main one: it writes nothing."""
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Leave it to the main process."""
+
+    def update_facts(self, facts: Mapping[str, Any]) -> None:
+        """Leave it to the main process."""
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Leave it to the main process."""
+
+    def write_history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Leave it to the main process."""
+
+    def keep_metrics(self, epoch: int, step: int = 0) -> None:
+        """Leave it to the main process."""
+
+
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows that belong to an epoch; what is torn, or was never a row, is left out."""
     if not path.is_file():

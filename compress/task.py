@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from edgekit.compress.shares import Split
 
 
 class Task(Protocol):
@@ -35,3 +37,16 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]: ...
 
     def save(self, path: Path, model: nn.Module) -> None: ...
+
+
+@runtime_checkable
+class DivisibleTask(Task, Protocol):
+    """A task whose steps can be divided between processes and micro-batches.
+
+    `shares` yields `split.accumulate` batches for every step from number `start` on: this process's part of each
+    micro-batch. `loss` returns of such a batch what it contributes to the means over the whole step: summed over all
+    parts they are the loss of the undivided batch, and so are their gradients. `evaluate` may share the work by
+    `edgekit.compress.processes.joined`, and returns the same in every process.
+    """
+
+    def shares(self, epoch: int, device: torch.device, start: int, split: Split) -> Iterator[Any]: ...

@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
 
 from edgekit.compress.ema import Ema
+from edgekit.compress.processes import join, world_size
 from edgekit.compress.recipe import FitConfig
+from edgekit.compress.synced_norm import synchronise_norms
+from edgekit.compress.task import Task
 from edgekit.errors import LoadError, UsageError, first_line
 
 STATE_VERSION = 2
@@ -40,6 +44,14 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     lr: float = 0.0
+
+    def add(self, parts: Mapping[str, float], grad_norm: float, count: int) -> None:
+        """Count a step of `count` samples, with its loss parts and counters."""
+        self.step, self.images = self.step + 1, self.images + count
+        self.sums["_grad_norm"] = self.sums.get("_grad_norm", 0.0) + grad_norm
+        for name, value in parts.items():
+            weighted = value if name.startswith("_") else value * count
+            self.sums[name] = self.sums.get(name, 0.0) + weighted
 
 
 @dataclass
@@ -93,7 +105,7 @@ def pick_device(config: FitConfig) -> torch.device:
     Raises:
         UsageError: it is not there.
     """
-    has_mps = torch.backends.mps.is_available()
+    has_mps = torch.backends.mps.is_available() and world_size() == 1  # its processes could not talk to each other
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     if (config.device == "cuda" and not torch.cuda.is_available()) or (config.device == "mps" and not has_mps):
@@ -120,35 +132,60 @@ def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
+class _Losses(nn.Module):
+    """The task's losses as a module's output: DDP sees from it which parameters take part in them."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.model, self._loss = model, loss
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Return the named losses of a batch."""
+        return dict(self._loss(self.model, batch))
+
+
 class TrainingState:
     """Model, optimizer, moving average, position and result of one run.
 
     Attributes:
+        processes: this one and the others.
         model: as Accelerate wraps it.
         plain: the same weights unwrapped.
         steps_per_epoch: of the task, by which a changed batch size is noticed.
         lr_scale: factor on every planned rate; below 1 after a rollback.
     """
 
-    def __init__(self, model: nn.Module, config: FitConfig, steps_per_epoch: int) -> None:
-        self.device, self.steps_per_epoch = pick_device(config), steps_per_epoch
+    def __init__(self, task: Task, config: FitConfig) -> None:
+        self.processes = join(pick_device(config))
+        self.device, self.steps_per_epoch = self.processes.device, task.steps_per_epoch
         # accelerate 1.15 keeps the first precision of a process and refuses another one; the process group stays
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no"
+            cpu=self.device.type == "cpu",
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            # buffers are alike in all processes anyway; a student's classifier may have no part in the loss
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
         )
-        if self.accelerator.num_processes > 1:
-            raise UsageError(
-                f"training in {self.accelerator.num_processes} processes is not there yet: each would train on every "
-                f"picture. Start one process"
-            )
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        model = model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        model = task.model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = make_optimizer(model, config)
         self.ema = Ema(model, config.ema_decay) if config.ema_decay else None
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.plain: nn.Module = self.accelerator.unwrap_model(self.model)
+        self._loss = task.loss
+        if self.processes.world > 1:
+            synchronise_norms(model, self.device)
+            self.model, self.optimizer = self.accelerator.prepare(_Losses(model, task.loss), optimizer)
+            self.plain: nn.Module = model
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+            self.plain = self.accelerator.unwrap_model(self.model)
         self.position, self.result, self.lr_scale = Position(), FitResult(), 1.0
+
+    def losses(self, batch: Any) -> Mapping[str, Tensor]:
+        """Return the task's losses of a batch; with several processes, of this one's share."""
+        with self.accelerator.autocast():
+            if self.processes.world > 1 and torch.is_grad_enabled():
+                return self.model(batch)  # type: ignore[no-any-return]
+            return self._loss(self.model if self.processes.world == 1 else self.plain, batch)
 
     @property
     def evaluated(self) -> nn.Module:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekit.compress.display import Display
-from edgekit.compress.gradients import GradientNorms, find_not_finite
+from edgekit.compress.gradients import GradientNorms, locate_not_finite
 from edgekit.compress.guard import CURABLE, Guard, StepFacts, Trouble, judge_epoch
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.run_folder import RunFolder
@@ -57,7 +57,8 @@ class Watch:
             TroubleError: it is not finite.
         """
         if not math.isfinite(parts["loss"]):
-            where = find_not_finite(self._state.plain, rerun)
+            # all processes see the same loss, so all are here; synchronised norms spread NaN to those that had none
+            _, where = min(self._state.processes.gather(locate_not_finite(self._state.plain, rerun)))
             self._not_finite("loss", parts["loss"], where, parts)
 
     def gradient(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ def export_coreml(
     out: Path,
     *,
     precision: Precision = "fp16",
+    rows: int = 1,
     output_names: Sequence[str] = ("logits", "embedding"),
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -59,6 +61,8 @@ def export_coreml(
         image_size: side of the square picture.
         out: the package, written whole or not at all.
         precision: of the arithmetic and the weights.
+        rows: pictures that the package takes at once: the frames of one clip. Core ML's picture type holds one, so
+            those are an array "image" (rows, 3, image_size, image_size) float32 RGB in [0, 1].
         output_names: names of the outputs.
         metadata: texts kept in the package's user-defined metadata under "edgekit.<key>"; "classes" is a JSON list.
 
@@ -74,16 +78,18 @@ def export_coreml(
         "minimum_deployment_target": coremltools.target.iOS17,
         "compute_precision": getattr(coremltools.precision, {"fp32": "FLOAT32", "fp16": "FLOAT16"}[precision]),
     }
-    sample = torch.rand(1, 3, image_size, image_size)
-    picture = coremltools.ImageType(
-        name="image", shape=tuple(sample.shape), scale=1 / 255.0, color_layout=coremltools.colorlayout.RGB
-    )
+    sample = torch.rand(rows, 3, image_size, image_size)
+    if rows == 1:
+        colours = {"scale": 1 / 255.0, "color_layout": coremltools.colorlayout.RGB}
+        taken = coremltools.ImageType(name="image", shape=tuple(sample.shape), **colours)
+    else:
+        taken = coremltools.TensorType(name="image", shape=tuple(sample.shape), dtype=np.float32)
     with quiet(), torch.no_grad():
         safe = model if precision == "fp32" else prepared_for_fp16(model)
         converted = _WithProbabilities(safe, output_names) if classes else safe
         exported = torch.export.export(converted.eval(), (sample,)).run_decompositions({})
         outputs = [coremltools.TensorType(name=name) for name in names]
-        program = coremltools.convert(exported, convert_to="milinternal", inputs=[picture], outputs=outputs, **target)
+        program = coremltools.convert(exported, convert_to="milinternal", inputs=[taken], outputs=outputs, **target)
         # The outputs have their names now. A classifier has one output more than the list that named them, and
         # coremltools 9.0 looks each up in that list: IndexError. Without the list it asks the program itself.
         program.functions["main"].output_types = None

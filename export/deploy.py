@@ -21,6 +21,13 @@ class DeployModel(nn.Module):
 
     "logits" are (B, num_classes); "embedding" are unit rows (B, embed_dim), so that a cosine is a plain product.
 
+    A student of clips takes the frames of one clip in the place of the batch, (F, 3, H, W) in the order of time, and
+    gives one row: four axes are what every runtime, and every picture buffer of a phone, knows.
+
+    Attributes:
+        outputs: names of the outputs, in order.
+        rows: pictures that make one row of the outputs: 1, or F.
+
     Raises:
         UsageError: an output that is not known, or none.
     """
@@ -34,10 +41,11 @@ class DeployModel(nn.Module):
             raise UsageError(f"--outputs needs one or both of {', '.join(OUTPUTS)}, each once")
         self.student = student
         self.outputs = tuple(outputs)
+        self.rows = student.spec.frames
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Map images (B, 3, H, W) in [0, 1] to the outputs in the order of `self.outputs`."""
-        embedding, logits = self.student(images)
+        embedding, logits = self.student.from_frames(images)
         found = {"logits": logits, "embedding": F.normalize(embedding, dim=1, eps=1e-6)}
         return tuple(found[name] for name in self.outputs)
 
@@ -49,7 +57,7 @@ class TorchSession:
         self._model = model.eval()
         self._threads = threads
         size = model.student.spec.image_size
-        self.input_shape: tuple[int | None, int, int, int] = (None, 3, size, size)
+        self.input_shape: tuple[int | None, int, int, int] = (None if model.rows == 1 else model.rows, 3, size, size)
         self.info = RuntimeInfo("torch", torch.__version__, threads, "eager")
 
     @torch.inference_mode()

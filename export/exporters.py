@@ -21,7 +21,8 @@ class Conversion:
 
     Attributes:
         model: the deployed student, in eval mode.
-        calibration: (N, 3, H, W) float32 in [0, 1] training pictures that set the INT8 ranges.
+        calibration: (N, 3, H, W) float32 in [0, 1] training pictures, or the frames of clips one clip after the other,
+            that set the INT8 ranges.
         work: folder for the float files that INT8 starts from; each is made once.
         metadata: texts kept inside the file.
         dynamic_batch: take any batch size, where the format can.
@@ -46,9 +47,10 @@ class Conversion:
         return path
 
     def batches(self) -> Iterator[FloatArray]:
-        """Yield the calibration pictures one by one, as (1, 3, H, W)."""
-        for row in range(len(self.calibration)):
-            yield self.calibration[row : row + 1]
+        """Yield the calibration pictures one by one, as (1, 3, H, W); of clips as (F, 3, H, W)."""
+        rows = self.model.rows
+        for at in range(0, len(self.calibration), rows):
+            yield self.calibration[at : at + rows]
 
 
 class Exporter(Protocol):
@@ -69,6 +71,7 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> str:
             conversion.model,
             conversion.image_size,
             path,
+            rows=conversion.model.rows,
             dynamic_batch=conversion.dynamic_batch,
             output_names=conversion.model.outputs,
             metadata=conversion.metadata,
@@ -97,6 +100,7 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> str:
             conversion.model,
             conversion.image_size,
             path,
+            rows=conversion.model.rows,
             output_names=conversion.model.outputs,
             metadata=conversion.metadata,
         )
@@ -124,6 +128,7 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> str:
             conversion.model,
             conversion.image_size,
             path,
+            rows=conversion.model.rows,
             precision="fp32" if arithmetic == "fp32" else "fp16",
             output_names=conversion.model.outputs,
             metadata=conversion.metadata,

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgekit.atomic import atomic_path
 from edgekit.errors import MissingExtraError
@@ -32,6 +32,7 @@ def export_onnx(
     image_size: int,
     out: Path,
     *,
+    rows: int = 1,
     dynamic_batch: bool = False,
     output_names: Sequence[str] = OUTPUT_NAMES,
     metadata: Mapping[str, str] | None = None,
@@ -41,8 +42,9 @@ def export_onnx(
     Args:
         model: takes images (B, 3, H, W) float32 RGB in [0, 1], returns a tensor or a tuple in the order of
             `output_names`. It is not changed.
-        image_size: side of the square picture; the file takes (1, 3, image_size, image_size).
+        image_size: side of the square picture; the file takes (rows, 3, image_size, image_size).
         out: the .onnx file, weights inside, written whole or not at all.
+        rows: pictures that the file takes at once: the frames of one clip.
         dynamic_batch: leave the batch free, 1 to 1024, under the name "batch". Costs 0-10 % of time at batch 1.
         output_names: names of the outputs.
         metadata: texts kept inside the file as metadata_props under "edgekit.<key>".
@@ -51,7 +53,15 @@ def export_onnx(
         MissingExtraError: onnx or onnxscript is not installed.
     """
     fast, report = rewrite(model, "onnx")
-    convert_float(fast, image_size, out, dynamic_batch=dynamic_batch, output_names=output_names, metadata=metadata)
+    convert_float(
+        fast,
+        image_size,
+        out,
+        rows=rows,
+        dynamic_batch=dynamic_batch,
+        output_names=output_names,
+        metadata=metadata,
+    )
     return report
 
 
@@ -60,12 +70,15 @@ def convert_float(
     image_size: int,
     out: Path,
     *,
+    rows: int = 1,
     dynamic_batch: bool = False,
     output_names: Sequence[str] = OUTPUT_NAMES,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Convert `model`, in eval mode, as it is: without rewriting it. Arguments as `export_onnx`."""
-    graph = _convert(model, image_size, output_names, OPSET, dynamic_batch=dynamic_batch)
+    # torch.export takes a dimension of 1 for a constant: the sample of a free batch must hold 2
+    sample = torch.zeros(2 if dynamic_batch else rows, 3, image_size, image_size)
+    graph = _convert(model, sample, output_names, OPSET, dynamic_batch=dynamic_batch)
     _tidy(graph)
     set_metadata(graph, metadata or {})
     save_onnx(graph, out)
@@ -73,20 +86,19 @@ def convert_float(
 
 def export_naive(model: nn.Module, image_size: int, out: Path, *, output_names: Sequence[str] = OUTPUT_NAMES) -> None:
     """Write what `torch.onnx.export` makes of `model` by default: the baseline to measure against."""
-    save_onnx(_convert(copy.deepcopy(model).eval(), image_size, output_names, None), out)
+    sample = torch.zeros(1, 3, image_size, image_size)
+    save_onnx(_convert(copy.deepcopy(model).eval(), sample, output_names, None), out)
 
 
 def _convert(
-    model: nn.Module, image_size: int, output_names: Sequence[str], opset: int | None, *, dynamic_batch: bool = False
+    model: nn.Module, sample: Tensor, output_names: Sequence[str], opset: int | None, *, dynamic_batch: bool = False
 ) -> Any:
-    """Return the onnx.ModelProto of `model`; opset None is torch's default."""
+    """Return the onnx.ModelProto of `model` for inputs like `sample`; opset None is torch's default."""
     try:
         import onnx
         import onnxscript  # noqa: F401  torch.onnx needs it, and says so less clearly
     except ImportError as e:
         raise MissingExtraError(e.name or "onnx", "onnx", "Exporting to ONNX") from e
-    # torch.export takes a dimension of 1 for a constant: the sample of a free batch must hold 2
-    sample = torch.zeros(2 if dynamic_batch else 1, 3, image_size, image_size)
     shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},) if dynamic_batch else None
     with TemporaryDirectory() as folder, _exporter_silenced(), torch.no_grad():
         raw = Path(folder) / "raw.onnx"

@@ -41,6 +41,7 @@ def export_tflite(
     image_size: int,
     out: Path,
     *,
+    rows: int = 1,
     output_names: Sequence[str] = OUTPUT_NAMES,
     metadata: Mapping[str, str] | None = None,
 ) -> RewriteReport:
@@ -49,8 +50,9 @@ def export_tflite(
     Args:
         model: takes images (B, 3, H, W) float32 RGB in [0, 1], returns a tensor or a tuple in the order of
             `output_names`. It is not changed.
-        image_size: side of the square picture; the file takes (1, image_size, image_size, 3).
+        image_size: side of the square picture; the file takes (rows, image_size, image_size, 3).
         out: the .tflite file, written whole or not at all.
+        rows: pictures that the file takes at once: the frames of one clip.
         output_names: names of the outputs in the file's signature.
         metadata: texts kept inside the file under "edgekit.<key>", e.g. class names and the input contract.
 
@@ -58,7 +60,7 @@ def export_tflite(
         MissingExtraError: litert-torch is not installed.
     """
     fast, report = rewrite(model, "tflite")
-    convert_float(fast, image_size, out, output_names=output_names, metadata=metadata)
+    convert_float(fast, image_size, out, rows=rows, output_names=output_names, metadata=metadata)
     return report
 
 
@@ -67,6 +69,7 @@ def convert_float(
     image_size: int,
     out: Path,
     *,
+    rows: int = 1,
     output_names: Sequence[str] = OUTPUT_NAMES,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -76,7 +79,7 @@ def convert_float(
             import litert_torch
     except ImportError as e:
         raise MissingExtraError("litert-torch", "tflite", "Exporting to TFLite") from e
-    sample = torch.zeros(1, image_size, image_size, 3)
+    sample = torch.zeros(rows, image_size, image_size, 3)
     with TemporaryDirectory() as folder, _converter_silenced(), torch.no_grad():
         raw = Path(folder) / "raw.tflite"
         litert_torch.convert(_ChannelsLastInput(model).eval(), (sample,)).export(str(raw))

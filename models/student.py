@@ -60,17 +60,15 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> StudentOutput:
         """Map images (B, 3, H, W), or clips (B, F, 3, H, W), in [0, 1] to raw embeddings and logits, a row each."""
-        if self.pool is None:
-            embedding = self._embed(images)
-        else:
-            frames = self._embed(images.flatten(0, 1))
-            embedding = self.pool(frames.unflatten(0, (-1, self.spec.frames)))
+        return self.from_frames(images if self.pool is None else images.flatten(0, 1))
+
+    def from_frames(self, images: Tensor) -> StudentOutput:
+        """Map pictures, or the frames (B·F, 3, H, W) of clips one clip after the other, to a row for each of B."""
+        embedding: Tensor = self.projection(self.backbone((images - self.mean) / self.std))
+        if self.pool is not None:
+            embedding = self.pool(embedding.unflatten(0, (-1, self.spec.frames)))
         read = F.dropout(embedding, self.dropout) if self.dropout and self.training else embedding
         return StudentOutput(embedding, self.classifier(read))
-
-    def _embed(self, images: Tensor) -> Tensor:
-        embedding: Tensor = self.projection(self.backbone((images - self.mean) / self.std))
-        return embedding
 
     def freeze(self, stages: int) -> int:
         """Hold the first `stages` stages of the backbone, the stem being the first; return how many weights that are.

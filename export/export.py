@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from edgekit import atomic
@@ -20,9 +19,10 @@ from edgekit.data import ImageDataset, load_dataset
 from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
 from edgekit.export.audit import check_precision
 from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
+from edgekit.export.export_clips import ExportClips
 from edgekit.export.export_pictures import ExportPictures
 from edgekit.export.exporters import DYNAMIC_BATCH, EXPORTERS, Conversion
-from edgekit.export.golden import INPUTS, Golden, choose_raw, write_golden
+from edgekit.export.golden import write_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -38,8 +38,10 @@ from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, fai
 from edgekit.export.ports import ports_of
 from edgekit.export.runtimes import SUFFIX_OF, Format, open_session, size_bytes
 from edgekit.export.session import FloatArray, Outputs, run_batched
+from edgekit.listing import Kind
 from edgekit.models.checkpoint import load_student, student_file
 from edgekit.models.complexity import measure_complexity
+from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
 from edgekit.terminal import Terminal, human_bytes
 
@@ -110,16 +112,17 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
     atomic.refuse_existing(config.output, overwrite=overwrite)
     student = load_student(config.run)
     model = DeployModel(student, config.outputs).eval()
-    dataset = run_dataset(config)
+    if config.dynamic_batch and student.spec.frames > 1:
+        raise UsageError("--dynamic-batch is for pictures: the file of a clip student takes one clip; leave it out")
+    dataset = run_dataset(config, student.spec.frames)
     _check_classes(student, dataset)
-    pictures = ExportPictures.choose(
-        dataset, student.spec.preprocess, (config.calibration_images, config.comparison_images), config.seed
-    )
+    pictures = _choose(config, student.spec, dataset)
     expected = run_batched(TorchSession(model, threads=1), pictures.comparison)
     spec = student.spec
     terminal.say(
         f"student  {spec.arch} at {spec.image_size} px, {spec.num_classes} classes; INT8 ranges from "
-        f"{len(pictures.calibration)} training pictures, compared on {len(pictures.comparison)} validation pictures"
+        f"{len(pictures.calibration_hashes)} training {dataset.kind}, compared on {len(pictures.comparison_hashes)} "
+        f"validation {dataset.kind}" + (f", {spec.frames} frames each" if spec.frames > 1 else "")
     )
     with (
         atomic.atomic_folder(config.output, overwrite=overwrite) as bundle,
@@ -173,10 +176,18 @@ def _attempt(
     return attempt
 
 
-def run_dataset(config: ExportConfig) -> ImageDataset:
-    """Return the data set of the run, or the one that was given."""
+def _choose(config: ExportConfig, spec: StudentSpec, dataset: ImageDataset) -> ExportPictures:
+    counts = (config.calibration_images, config.comparison_images)
+    if spec.frames > 1:
+        return ExportClips.choose_clips(dataset, spec.preprocess, spec.frames, counts, config.seed)
+    return ExportPictures.choose(dataset, spec.preprocess, counts, config.seed)
+
+
+def run_dataset(config: ExportConfig, frames: int = 1) -> ImageDataset:
+    """Return the data set of the run, or the one that was given; with `frames` > 1 one of clips."""
+    kind: Kind = "clips" if frames > 1 else "pictures"
     if config.data is not None:
-        return load_dataset(config.data, val_fraction=config.val_fraction, seed=config.seed)
+        return load_dataset(config.data, val_fraction=config.val_fraction, seed=config.seed, kind=kind)
     folder = config.run if config.run.is_dir() else config.run.parent
     try:
         trained = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -186,7 +197,7 @@ def run_dataset(config: ExportConfig) -> ImageDataset:
         raise UsageError(f"{config.run} does not say what it was trained on; pass --data DIR with its pictures") from e
     if not source.exists():
         raise UsageError(f"the data that {config.run} was trained on is not at {source} any more; pass --data DIR")
-    return load_dataset(source, val_fraction=fraction, seed=seed).without(broken)
+    return load_dataset(source, val_fraction=fraction, seed=seed, kind=kind).without(broken)
 
 
 def _check_classes(student: Student, dataset: ImageDataset) -> None:
@@ -200,10 +211,11 @@ def _check_classes(student: Student, dataset: ImageDataset) -> None:
 
 def _texts(student: Student) -> dict[str, str]:
     """Return what a file says about itself."""
+    clip = student.spec.frames > 1
     return {
         "classes": json.dumps(student.spec.classes),
         "preprocess": json.dumps(student.spec.preprocess.to_dict()),
-        "input": "RGB in [0, 1]; normalisation is inside",
+        "input": "RGB in [0, 1]; normalisation is inside" + ("; the frames of one clip" if clip else ""),
     }
 
 
@@ -215,26 +227,22 @@ def _write_bundle(
     expected: Outputs,
     attempts: Sequence[Attempt],
 ) -> None:
-    raw = choose_raw(pictures.comparison_paths)
-    rows = (raw + [row for row in range(len(pictures.comparison)) if row not in raw])[:INPUTS]
-    pixels = np.rint(pictures.comparison[rows].transpose(0, 2, 3, 1) * 255).astype(np.uint8)
-    golden = Golden(
-        pixels,
-        {name: values[rows] for name, values in expected.items()},
-        tuple(pictures.comparison_paths[row].read_bytes() for row in raw),
-    )
-    write_golden(bundle / GOLDEN_FILE, golden)
+    write_golden(bundle / GOLDEN_FILE, pictures.golden(expected))
     facts = _run_facts(config.run)
     manifest = Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         edgekit_version=metadata.version("edgekit"),
         versions={name: _version(name) for name in _LIBRARIES},
         model={"arch": student.spec.arch, "embed_dim": student.spec.embed_dim}
-        | asdict(measure_complexity(student, student.spec.image_size)),
+        | asdict(measure_complexity(student, student.spec.image_size, student.spec.frames)),
         teacher=facts.get("teacher"),
         training={k: facts[k] for k in ("seed", "data", "summary") if k in facts}
         | {"checkpoint_sha256": sha256_of(student_file(config.run))},
-        input=InputContract(layout=dict(layouts()), preprocess=student.spec.preprocess.to_dict()),
+        input=InputContract(
+            frames=student.spec.frames,
+            layout=dict(layouts(student.spec.frames)),
+            preprocess=student.spec.preprocess.to_dict(),
+        ),
         outputs=config.outputs,
         classes=student.spec.classes,
         files=tuple(_record(bundle, attempt) for attempt in attempts if not attempt.problems),

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edgekit.data import ImageDataset, Sample, content_hashes
 from edgekit.export.calibration import check_no_overlap
-from edgekit.export.session import FloatArray
+from edgekit.export.golden import INPUTS, Golden, choose_raw
+from edgekit.export.session import FloatArray, Outputs
 from edgekit.preprocess import Preprocess, load_batch
 
 
@@ -36,7 +39,7 @@ class ExportPictures:
         Raises:
             DataError: a picture is in both splits, by content.
         """
-        calibration, comparison = _spread(dataset.train, counts[0], seed), _spread(dataset.val, counts[1], seed)
+        calibration, comparison = spread(dataset.train, counts[0], seed), spread(dataset.val, counts[1], seed)
         calibration_hashes, comparison_hashes = content_hashes(calibration), content_hashes(comparison)
         check_no_overlap(calibration_hashes, comparison_hashes)
         paths = tuple(sample.path for sample in comparison)
@@ -48,8 +51,18 @@ class ExportPictures:
             paths,
         )
 
+    def golden(self, expected: Outputs) -> Golden:
+        """Return pictures with their `expected` outputs, those first whose files are small enough to travel."""
+        raw = choose_raw(self.comparison_paths)
+        rows = (raw + [row for row in range(len(self.comparison)) if row not in raw])[:INPUTS]
+        return Golden(
+            np.rint(self.comparison[rows].transpose(0, 2, 3, 1) * 255).astype(np.uint8),
+            {name: values[rows] for name, values in expected.items()},
+            tuple(self.comparison_paths[row].read_bytes() for row in raw),
+        )
 
-def _spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+
+def spread(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
     """Return `count` samples, a function of (seed, key), that go round the classes so that each is met."""
     ranked = sorted(samples, key=lambda s: hashlib.blake2b(f"{seed}/{s.key}".encode(), digest_size=8).digest())
     place: dict[int | None, int] = {}

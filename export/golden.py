@@ -33,8 +33,9 @@ class Golden:
     """What a bundle is verified with.
 
     Attributes:
-        pixels: (n, S, S, 3) uint8 RGB after resize and crop; divided by 255 they are the model's input.
-        outputs: PyTorch's outputs for them, by name.
+        pixels: (n, S, S, 3) uint8 RGB after resize and crop; divided by 255 they are the model's input. Of clips, the
+            frames, one clip after the other.
+        outputs: PyTorch's outputs for them, by name: a row for each picture or clip.
         raw: encoded picture files; the first `len(raw)` rows of `pixels` are what preprocessing makes of them.
     """
 
@@ -72,7 +73,7 @@ def read_golden(path: Path) -> Golden:
         outputs = {
             n.removeprefix("output."): a.astype(np.float32) for n, a in arrays.items() if n.startswith("output.")
         }
-        if not outputs or any(a.ndim != 2 or len(a) != len(pixels) or not a.size for a in outputs.values()):
+        if not outputs or any(a.ndim != 2 or not a.size or len(pixels) % len(a) for a in outputs.values()):
             raise ValueError(f"outputs of the shapes {[a.shape for a in outputs.values()]} for {len(pixels)} inputs")
         raw = tuple(arrays[name].tobytes() for name in sorted(n for n in arrays if n.startswith("raw.")))
         if not 0 < len(raw) <= len(pixels):

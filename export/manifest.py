@@ -54,9 +54,13 @@ class FileRecord(_Frozen):
 
 
 class InputContract(_Frozen):
-    """What a model takes. `layout` and `dtype` are the file's own; NCHW and NHWC differ between formats."""
+    """What a model takes. `layout` and `dtype` are the file's own; NCHW and NHWC differ between formats.
+
+    With `frames` > 1 a file takes one clip: that many pictures, evenly spread in time, in the place of the batch.
+    """
 
     name: str = "image"
+    frames: Annotated[int, Field(ge=1)] = 1
     layout: dict[Format, str]
     dtype: str = "float32"
     range: tuple[float, float] = (0.0, 1.0)
@@ -132,6 +136,8 @@ def sha256_of(path: Path) -> str:
     return whole.hexdigest()
 
 
-def layouts() -> Mapping[Format, str]:
-    """Return each format's own input layout."""
+def layouts(frames: int = 1) -> Mapping[Format, str]:
+    """Return each format's own input layout; the frames of a clip stand where the batch does, N."""
+    if frames > 1:
+        return {"onnx": "NCHW", "coreml": "NCHW", "tflite": "NHWC"}
     return {"onnx": "NCHW", "coreml": "image", "tflite": "NHWC"}

@@ -13,7 +13,7 @@ def model_card(manifest: Manifest) -> str:
     lines = [
         f"# {model['arch']}, {len(manifest.classes)} classes",
         "",
-        f"{human_count(model['parameters'])} parameters, {human_count(model['macs'])} MACs per picture. "
+        f"{human_count(model['parameters'])} parameters, {human_count(model['macs'])} MACs per {_one(manifest)}. "
         f"Made by edgekit {manifest.edgekit_version} on {manifest.created[:10]}.",
         "",
         "## Training",
@@ -24,23 +24,38 @@ def model_card(manifest: Manifest) -> str:
         "|---|---|---|---|---|---|",
         *(_file(record) for record in manifest.files),
         "",
-        f"Compared on {len(manifest.verification)} validation pictures; INT8 ranges from {len(manifest.calibration)} "
-        "training pictures.",
+        f"Compared on {len(manifest.verification)} validation {_one(manifest)}s; INT8 ranges from "
+        f"{len(manifest.calibration)} training {_one(manifest)}s.",
         "",
         "## Use",
         f"Input `image`: RGB in [0, 1], {manifest.input.preprocess['image_size']} × "
         f"{manifest.input.preprocess['image_size']}; resize the short side to {manifest.input.preprocess['resize']} "
         f"({manifest.input.preprocess['interpolation']}, antialiased), cut the centre. Normalisation is inside. "
-        "NCHW in ONNX, NHWC in TFLite, a picture in Core ML.",
+        f"NCHW in ONNX, NHWC in TFLite, {'a picture' if manifest.input.frames == 1 else 'an array NCHW'} in Core ML.",
+        *_clip(manifest),
         f"Outputs: {', '.join(manifest.outputs)}. Classes: {', '.join(manifest.classes)}.",
         "",
         "## Known limits",
-        "- It knows only the classes above and gives one of them for any picture.",
+        f"- It knows only the classes above and gives one of them for any {_one(manifest)}.",
         "- Accuracy was measured on the validation split that also chose the checkpoint, so it is slightly optimistic.",
         *_interpreted(manifest),
         "",
     ]
     return "\n".join(lines)
+
+
+def _one(manifest: Manifest) -> str:
+    return "clip" if manifest.input.frames > 1 else "picture"
+
+
+def _clip(manifest: Manifest) -> list[str]:
+    frames = manifest.input.frames
+    if frames == 1:
+        return []
+    return [
+        f"It takes one clip: {frames} pictures in the order of time, in the place of the batch (N = {frames}), and gives "
+        f"one row. Take the pictures that are on the screen in the middles of {frames} equal spans of the clip.",
+    ]
 
 
 def _training(manifest: Manifest) -> list[str]:
@@ -49,13 +64,14 @@ def _training(manifest: Manifest) -> list[str]:
     if data is None or summary is None:
         return ["Nothing is known of its training: it was exported from a bare checkpoint."]
     lines.append(
-        f"- data: {data['train']} training pictures ({data['labelled']} labelled), {data['val']} validation pictures"
+        f"- data: {data['train']} training {_one(manifest)}s ({data['labelled']} labelled), {data['val']} validation "
+        f"{_one(manifest)}s"
     )
     if manifest.teacher:
         teacher = manifest.teacher
         lines.append(
             f"- teacher: {teacher['name']}, {100 * teacher['val_acc']:.2f} % by {teacher['class_scores']} on the same "
-            "pictures"
+            f"{_one(manifest)}s"
         )
     accuracy = wilson(round(summary["val_acc"] * data["val"]), data["val"])
     lines.append(

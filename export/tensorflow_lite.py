@@ -42,8 +42,10 @@ if runner:
 else:
     named = {detail["name"]: detail for detail in interpreter.get_output_details()}
 rows = {name: [] for name in named}
-for image in images:
-    interpreter.set_tensor(entry["index"], (image.transpose(1, 2, 0) if last else image)[None].astype(entry["dtype"]))
+step = int(entry["shape"][0])  # the frames of a clip go together
+for at in range(0, len(images), step):
+    part = images[at : at + step]
+    interpreter.set_tensor(entry["index"], (part.transpose(0, 2, 3, 1) if last else part).astype(entry["dtype"]))
     interpreter.invoke()
     for name, detail in named.items():
         rows[name].append(interpreter.get_tensor(detail["index"])[0])

@@ -87,8 +87,10 @@ def _in_own_runtime(
 ) -> list[Check]:
     session = open_session(path, threads)
     size = Preprocess.from_dict(manifest.input.preprocess).image_size
-    fits = tuple(session.input_shape[1:]) == (3, size, size)
-    detail = f"{session.input_shape}" + ("" if fits else f", the manifest says {size} px")
+    frames = manifest.input.frames
+    fits = tuple(session.input_shape[1:]) == (3, size, size) and (frames == 1 or session.input_shape[0] == frames)
+    of_frames = f"{frames} frames of " if frames > 1 else ""
+    detail = f"{session.input_shape}" + ("" if fits else f", the manifest says {of_frames}{size} px")
     checks = [Check(record.path, "input", fits, detail)]
     if fits and golden is not None:
         images: FloatArray = to_input(golden.pixels)

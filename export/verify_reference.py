@@ -10,6 +10,7 @@ from edgekit.errors import EdgekitError, UsageError
 from edgekit.export.check import Check
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.export import ExportConfig, run_dataset
+from edgekit.export.export_clips import frames_of
 from edgekit.export.manifest import MANIFEST_FILE, read_manifest, resolve
 from edgekit.export.parity import GATES, Precision, compare_outputs, failures
 from edgekit.export.runtimes import format_of, open_session
@@ -35,9 +36,13 @@ def verify_against(path: Path, reference: Path, data: Path | None, threads: int)
         EdgekitError: the reference or the data cannot be used.
     """
     student = load_student(reference)
-    dataset = run_dataset(ExportConfig(reference, reference, (), (), data=data))
+    frames = student.spec.frames
+    dataset = run_dataset(ExportConfig(reference, reference, (), (), data=data), frames)
     samples: Sequence[Sample] = dataset.val[:: max(1, len(dataset.val) // _IMAGES)]
-    images = load_batch([sample.path for sample in samples], student.spec.preprocess)
+    if frames > 1:
+        images = frames_of(samples[: _IMAGES // frames], frames, student.spec.preprocess)
+    else:
+        images = load_batch([sample.path for sample in samples], student.spec.preprocess)
     expected = run_batched(TorchSession(DeployModel(student), threads), images)
     checks = []
     for file, precision in _files(path):

@@ -6,7 +6,8 @@ Recalls are comparable only for the same gallery (CLIP_benchmark#48), so its siz
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,6 +62,17 @@ class RetrievalScores:
             f"{self.images} images, {self.captions} captions ({each} per image); every image is ranked against all "
             "captions (a hit is any of its own) and every caption against all images; ties count against the model"
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping, the protocol in it."""
+        directions = {"image_to_text": self.image_to_text, "text_to_image": self.text_to_image}
+        return {
+            "protocol": self.protocol,
+            "images": self.images,
+            "captions": self.captions,
+            "captions_per_image": list(self.captions_per_image),
+            **{name: asdict(direction) for name, direction in directions.items()},
+        }
 
 
 def retrieval_scores(

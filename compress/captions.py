@@ -66,6 +66,10 @@ class CaptionSplit:
     train: CaptionedSet
     val: CaptionedSet
 
+    def fingerprint(self) -> str:
+        """Return the sha256 (hex) of both sides."""
+        return hashlib.sha256(f"{self.train.fingerprint()} {self.val.fingerprint()}".encode()).hexdigest()
+
 
 def split_captions(captioned: CaptionedSet, val_fraction: float | None, seed: int) -> CaptionSplit:
     """Cut by picture: as the source says, else the pictures of the lowest hashes of (seed, key) are held out.

@@ -88,7 +88,7 @@ def decode_captioned(
         terminal.warn(f"skipped: {reason}")
     captions, val_captions = _of(split.train, train), _of(split.val, val)
     facts = {
-        "fingerprint": f"{split.train.fingerprint()[:32]}{split.val.fingerprint()[:32]}",
+        "fingerprint": split.fingerprint(),
         "classes": [],
         "train": len(train.samples),
         "labelled": sum(map(len, captions)),

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -50,6 +50,15 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class TextTeacher(Teacher, Protocol):
+    """A teacher that also reads texts."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Map N texts to unit rows (N, embed_dim)."""
+        ...
+
+
 class OpenClipTeacher:
     """A CLIP by open_clip: `ARCH:TAG` (weights from the hub), `ARCH:FILE`, or `ARCH:random` (untrained)."""
 
@@ -89,13 +98,18 @@ class OpenClipTeacher:
 
     @torch.no_grad()
     def class_scores(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor | None:
-        def encode(tokens: Tensor) -> Tensor:
-            text: Tensor = self.model.encode_text(tokens.to(self._device), normalize=True)
-            return text.float()
-
-        weights = class_embeddings(encode, self.tokenizer, classes, templates)
+        weights = class_embeddings(self._encode, self.tokenizer, classes, templates)
         scaled: Tensor = weights * self.model.logit_scale.exp().float()
         return scaled
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Map N texts to unit rows (N, embed_dim)."""
+        return self._encode(self.tokenizer(list(texts)))
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        text: Tensor = self.model.encode_text(tokens.to(self._device), normalize=True)
+        return text.float()
 
     def fingerprint(self) -> str:
         return weights_hash(self.model)
@@ -163,12 +177,16 @@ class ClipTeacher:
 
     @torch.no_grad()
     def class_scores(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor | None:
-        def encode(tokens: Tensor) -> Tensor:
-            text: Tensor = self.model.encode_text(tokens.to(self._device))
-            return text
-
-        weights = class_embeddings(encode, self.tokenizer, classes, templates)
+        weights = class_embeddings(self._encode, self.tokenizer, classes, templates)
         return weights * self.model.logit_scale.exp()
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Map N texts to unit rows (N, embed_dim)."""
+        return self._encode(torch.from_numpy(self.tokenizer(texts)))
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        return self.model.encode_text(tokens.to(self._device))
 
     def fingerprint(self) -> str:
         return weights_hash(self.model)
@@ -235,8 +253,8 @@ def load_teacher(name: str, device: torch.device, *, threads: int = 0) -> Teache
     """Return the frozen teacher that `name` stands for.
 
     Args:
-        name: `FILE.onnx`, a run folder or `.safetensors` of an edgekit CLIP, or open_clip's `ARCH:TAG`,
-            `ARCH:FILE`, `ARCH:random`.
+        name: `FILE.onnx`; a run folder or `.safetensors` of a CLIP or a classifier that edgekit trained; or
+            open_clip's `ARCH:TAG`, `ARCH:FILE`, `ARCH:random`.
         device: where it runs (ONNX teachers stay on the CPU).
         threads: of an ONNX teacher; 0 takes all cores. PyTorch's are set by the caller.
 
@@ -249,6 +267,10 @@ def load_teacher(name: str, device: torch.device, *, threads: int = 0) -> Teache
         if not path.is_file():
             raise LoadError(f"--teacher {name} is not there; give the path of an ONNX file")
         return OnnxTeacher(path, threads)
+    from edgekit.models.image_classifier import ClassifierTeacher, holds_classifier
+
+    if holds_classifier(path):
+        return ClassifierTeacher(path, device)
     if path.suffix == ".safetensors" or path.is_dir():
         return ClipTeacher(path, device)
     return OpenClipTeacher(name, device)

@@ -14,6 +14,7 @@ from edgekit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgekitError, 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),
     "train": ("edgekit.cli.train:train", "Train a CLIP or a classifier from scratch, in the same loop."),
+    "teach": ("edgekit.cli.teach:teach", "Run a teacher once over views of every picture, and keep what it says."),
     "export": ("edgekit.cli.export:export", "Convert a student to ONNX, Core ML and TFLite, and prove the files."),
     "verify": (
         "edgekit.cli.verify:verify",
@@ -23,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "edgekit.cli.bench:bench",
         "Measure latency and accuracy of teacher, student and artifacts, side by side.",
     ),
+    "eval": ("edgekit.cli.evaluate:evaluate", "Judge a model: retrieval, zero-shot classes, classification."),
     "inspect": ("edgekit.cli.inspect:inspect", "Show what is really inside an artifact: inputs, dtypes, ops."),
     "doctor": (
         "edgekit.cli.doctor:doctor",

@@ -29,7 +29,7 @@ _FIRST_MERGE = _FIRST_BYTE + 256
 MAX_LENGTH = 8192
 """Ids per text; a tokenizer out of a file that others wrote must not ask for all the memory."""
 MAX_MERGES = 1_000_000
-_LONGEST_WORD = 64
+LONGEST_WORD = 64
 """Bytes; longer runs (base64, hashes) are cut, as the time of a split grows with their square."""
 
 _WORDS = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_+")
@@ -92,9 +92,15 @@ class TrainedBpe:
     def __init__(self, merges: Sequence[tuple[int, int]], max_length: int, *, lowercase: bool = True) -> None:
         if not 2 <= max_length <= MAX_LENGTH:
             raise UsageError(f"a tokenizer of {max_length} ids per text; needed is 2 to {MAX_LENGTH}")
+        lengths = [0, 0] + [1] * 256
         for at, pair in enumerate(merges, start=_FIRST_MERGE):
             if not all(_FIRST_BYTE <= part < at for part in pair):
                 raise UsageError(f"merge {at - _FIRST_MERGE} joins {pair}; the ids below {at} alone are there by then")
+            lengths.append(lengths[pair[0]] + lengths[pair[1]])
+            if lengths[-1] > LONGEST_WORD:
+                raise UsageError(
+                    f"merge {at - _FIRST_MERGE} makes {lengths[-1]} bytes; no word has more than {LONGEST_WORD}"
+                )
         self.merges, self.max_length, self.lowercase = tuple(merges), max_length, lowercase
         self._rank = {pair: _FIRST_MERGE + at for at, pair in enumerate(self.merges)}
         self._cache: dict[str, tuple[int, ...]] = {}
@@ -140,6 +146,13 @@ class TrainedBpe:
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Return ids (N, max_length) int32, padded, and how many texts were cut or empty."""
         return frame([[i for word in self.words(text) for i in self.split(word)] for text in texts], self.max_length)
+
+    def pieces(self) -> list[bytes]:
+        """Return the bytes of each id; padding and start have none."""
+        found = [b"", b"", *(bytes([byte]) for byte in range(256))]
+        for left, right in self.merges:
+            found.append(found[left] + found[right])
+        return found
 
     def with_length(self, max_length: int) -> TrainedBpe:
         """Return the same encoding with another number of ids per text."""
@@ -188,7 +201,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, max_length: int, *, lowerca
 
 
 def _most_frequent_pairs(words: list[list[int]], counts: list[int], most: int) -> list[tuple[int, int]]:
-    """Join pairs in `words`, which are changed, until none occurs twice; a heap holds the counts, stale ones included."""
+    """Join pairs in `words`, in place, until none occurs twice; the heap holds outdated counts, too."""
     totals: Counter[tuple[int, int]] = Counter()
     places: dict[tuple[int, int], set[int]] = {}
     for number, (word, count) in enumerate(zip(words, counts, strict=True)):
@@ -237,7 +250,7 @@ def _joined(ids: list[int], pair: tuple[int, int], joined: int) -> list[int]:
 
 def _bytes(word: str) -> list[int]:
     # lone surrogates, which JSON can hold, have no UTF-8
-    content = word.encode("utf-8", errors="replace")[: _LONGEST_WORD - 1] + b" "
+    content = word.encode("utf-8", errors="replace")[: LONGEST_WORD - 1] + b" "
     return [_FIRST_BYTE + byte for byte in content]
 
 

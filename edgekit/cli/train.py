@@ -12,6 +12,7 @@ from edgekit.errors import did_you_mean
 TRAININGS: Mapping[str, tuple[str, str]] = {
     "clip": ("edgekit.cli.train_clip:train_clip", "Train a CLIP on pictures and captions; a teacher comes out."),
     "image": ("edgekit.cli.train_image:train_image", "Train an image classifier from labels alone."),
+    "text": ("edgekit.cli.train_text:train_text", "Train a text classifier, from scratch or from an encoder."),
 }
 
 

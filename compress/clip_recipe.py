@@ -152,7 +152,8 @@ def with_changes(base: ClipRecipe, changes: Mapping[str, Any], what: str) -> Cli
     given = {field: value for field, value in changes.items() if value is not None and field != "fit"}
     fit = {field: value for field, value in changes.get("fit", {}).items() if value is not None}
     if isinstance(schedule := fit.get("schedule"), str):
-        fit["schedule"] = {**base.fit.schedule.model_dump(), "name": schedule}
+        own_warmup = {"warmup_fraction": 0.0, "warmup_epochs": 0.0} if schedule == "one-cycle" else {}
+        fit["schedule"] = {**base.fit.schedule.model_dump(), **own_warmup, "name": schedule}
     return validate(ClipRecipe, {**base.model_dump(), **given, "fit": {**base.fit.model_dump(), **fit}}, what)
 
 

@@ -24,6 +24,7 @@ from edgekit.compress.recipe import validate
 from edgekit.compress.run_folder import RunFolder
 from edgekit.compress.run_lock import locked, refuse_locked
 from edgekit.compress.run_plots import plot_runs
+from edgekit.compress.single_process import refuse_several
 from edgekit.errors import LoadError, UsageError
 from edgekit.models.clip import CLIP_FILE, Clip, load_clip
 from edgekit.models.student import load_backbone
@@ -93,6 +94,7 @@ def train_clip(
         EdgekitError: any of the errors that data, towers and training name.
     """
     config.check()
+    refuse_several("train clip")  # its loss compares all pairs of a batch
     run = RunFolder(config.output)
     refuse_locked(run.path)
     resume = resume and run.facts_path.is_file()

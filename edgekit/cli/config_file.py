@@ -20,12 +20,13 @@ def config_option(command: _Command) -> _Command:
         type=click.Path(path_type=Path),
         is_eager=True,  # read before the other options ask for their defaults
         expose_value=False,
-        callback=_set_defaults,
+        callback=set_defaults,
         help="YAML with any of these options; flags win.",
     )(command)
 
 
-def _set_defaults(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+def set_defaults(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Take the file's values as the command's defaults; a callback of click."""
     if path is None:
         return
     options = {name.lstrip("-"): p for p in ctx.command.params if p.name != "config" for name in p.opts}

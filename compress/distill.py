@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from edgekit.atomic import refuse_existing
+from edgekit.compress.agreement import refuse_disagreement, without_places
 from edgekit.compress.changed_settings import Allowed, refuse_changes, refuse_other_data
 from edgekit.compress.distill_config import DistillConfig
 from edgekit.compress.distill_data import Prepared, prepare
@@ -19,15 +21,16 @@ from edgekit.compress.loop import fit, pick_device
 from edgekit.compress.phases import EarlierPhase, load_phase, take_over
 from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.probe import ClassHead
+from edgekit.compress.processes import Processes, join
 from edgekit.compress.progress import TrainingDisplay
-from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.run_folder import MutedRunFolder, RunFolder
 from edgekit.compress.run_lock import locked, refuse_locked
 from edgekit.data import ImageDataset, load_dataset
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, student_preprocess
 from edgekit.models.teacher_record import TEACHER_FILE, TeacherRecord
 from edgekit.preprocess import Preprocess
-from edgekit.terminal import Terminal
+from edgekit.terminal import Terminal, muted
 
 
 def distill(
@@ -49,16 +52,31 @@ def distill(
 
     Raises:
         EdgekitError: any of the errors that data, teacher, student and training name.
+        SystemExit: another process of this run failed, and has said why.
     """
-    config.check()
+    processes = join(pick_device(config.recipe.fit))
+    with processes.together():
+        config.check()
+        resume, changes = processes.from_main(lambda: _look(config, overwrite, resume, allow_change))
+        return _distill(config, terminal if processes.is_main else muted(), processes, resume, changes)
+
+
+def _look(
+    config: DistillConfig, overwrite: bool, resume: bool, allow_change: Collection[Allowed]
+) -> tuple[bool, list[str]]:
+    """Return whether there is a run to resume, and with what other settings; refuse what may not be."""
     run = RunFolder(config.output)
     refuse_locked(run.path)
-    resume = resume and run.facts_path.is_file()
-    changes: list[str] = []
-    if resume:
-        changes = refuse_changes(run, config.to_dict(), allow_change)
-    else:
-        refuse_existing(config.output, overwrite=overwrite)
+    if resume and run.facts_path.is_file():
+        return True, refuse_changes(run, config.to_dict(), allow_change)
+    refuse_existing(config.output, overwrite=overwrite)
+    return False, []
+
+
+def _distill(
+    config: DistillConfig, terminal: Terminal, processes: Processes, resume: bool, changes: list[str]
+) -> DistillSummary:
+    """Do one process's part of the work."""
     dataset = load_dataset(
         config.data,
         val_fraction=config.val_fraction,
@@ -68,25 +86,29 @@ def distill(
     fit_config = config.recipe.fit
     if not resume:
         refuse_restarts(fit_config, max(1, round(len(dataset.train) / fit_config.batch_size)))
+    said = {**without_places(config.to_dict()), "data": dataset.fingerprint() if processes.world > 1 else None}
+    refuse_disagreement(processes, said, "the settings or the data")
     contract = student_preprocess(config.student, config.image_size)
     # tried before the pictures are read: a wrong image size or teacher shows in seconds, not after minutes
     build_student(_spec(config, dataset, contract, 1), weights=config.student_weights)
     earlier = load_phase(config.init_from) if config.init_from is not None else None
-    prepared = prepare(config, dataset, contract, pick_device(fit_config), terminal)
+    prepared = prepare(config, dataset, contract, processes.device, terminal)
     student = _build(config, prepared, contract, earlier)
     student_facts = describe_student(student)
-    with locked(run.path):
+    run = RunFolder(config.output) if processes.is_main else MutedRunFolder(config.output)
+    refuse_disagreement(processes, {"data": prepared.facts, "teacher": prepared.teacher_facts or {}}, "what was read")
+    with locked(run.path) if processes.is_main else nullcontext():
         if resume:
-            refuse_other_data(run, prepared.facts)
+            processes.from_main(lambda: refuse_other_data(run, prepared.facts))
             for change in changes:
                 terminal.warn(f"resumed with another setting: {change}")
             run.write_config(config.to_dict())
         else:
-            _begin(run, config, prepared, student_facts, earlier)
+            processes.from_main(lambda: _begin(run, config, prepared, student_facts, earlier))
         announce(terminal, prepared.dataset, prepared.teacher_facts, student_facts)
         task = DistillTask(student, config.recipe, prepared.data)
         result = fit(task, fit_config, run, display=TrainingDisplay(terminal), resume=resume)
-        return summarise(run, task, result, terminal)
+        return processes.from_main(lambda: summarise(run, task, result, terminal))
 
 
 def _spec(config: DistillConfig, dataset: ImageDataset, contract: Preprocess, embed_dim: int) -> StudentSpec:

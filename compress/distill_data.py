@@ -17,6 +17,7 @@ from edgekit.compress.distill_task import DistillData
 from edgekit.compress.embeddings_file import read_embeddings
 from edgekit.compress.pixels import PixelStore, decode_eval, decode_train, labels_of
 from edgekit.compress.probe import ClassHead
+from edgekit.compress.processes import joined
 from edgekit.compress.source import StoredSource
 from edgekit.compress.store.table import TeacherTable, plain_rows
 from edgekit.compress.store.teach import file_ids, pictures_of
@@ -69,7 +70,8 @@ def prepare(
         return prepare_clips(config, dataset, contract, device, terminal)
     train, val, dataset = _decode(config, dataset, contract, terminal)
     facts = data_facts(dataset, train, val)
-    taught = _ask(config, train, val, dataset.classes, device, terminal)
+    with joined().main_first():  # it asks the teacher; the others find its store
+        taught = _ask(config, train, val, dataset.classes, device, terminal)
     if taught is None:
         source = StoredSource(train, None, config.recipe, contract)
         return Prepared(DistillData(source, val, None, None), dataset, facts, None, None)

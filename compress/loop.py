@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
 
+from edgekit.compress.agreement import code_facts, refuse_disagreement
 from edgekit.compress.checkpointing import KEPT, Cadence, Checkpoints, Due, Entry
 from edgekit.compress.display import Display, Silent
 from edgekit.compress.guard import Trouble, ran_out_of_patience
@@ -174,15 +174,16 @@ class _Fit:
 
     def _agree(self) -> None:
         """Refuse processes that would train on different things."""
+        if self.processes.world == 1:
+            return
         shapes = [(name, *tensor.shape) for name, tensor in self.state.plain.state_dict().items()]
         facts = {
-            "version of edgekit": metadata.version("edgekit"),
-            "version of torch": torch.__version__,
-            "settings": self.config.model_dump_json(),
-            "steps per epoch": str(self.task.steps_per_epoch),
-            "model": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+            **self.config.model_dump(),
+            "steps per epoch": self.task.steps_per_epoch,
+            "shapes of the weights": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
         }
-        self.processes.refuse_disagreement(facts)
+        refuse_disagreement(self.processes, facts, "the training")
+        refuse_disagreement(self.processes, code_facts(), "the code")
 
     def _enough(self) -> bool:
         """Return whether the metric has not got better for too long, and say so."""

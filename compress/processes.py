@@ -10,7 +10,7 @@ import atexit
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -164,22 +164,6 @@ class Processes:
         """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier(group=self._control)
-
-    def refuse_disagreement(self, facts: Mapping[str, str]) -> None:
-        """Raise if `facts`, name → value or its hash, are not the same in all processes.
-
-        Raises:
-            UsageError: naming what differs, and the processes that have it otherwise.
-        """
-        all_facts = self.gather(dict(facts))
-        for name, value in all_facts[0].items():
-            others = [rank for rank, theirs in enumerate(all_facts) if theirs.get(name) != value]
-            if others:
-                theirs = all_facts[others[0]].get(name)
-                raise UsageError(
-                    f"the processes disagree on the {name}: process 0 has {value}, process {others[0]} has {theirs}. "
-                    f"Start all of them with the same command, data and version of edgekit"
-                )
 
     @contextmanager
     def together(self) -> Iterator[None]:

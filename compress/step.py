@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -105,7 +105,7 @@ class Steps:
         parts: dict[str, float] = {}
         count, agreed = 0, Wishes()
         for micro, batch in enumerate(batches):
-            with self._alone() if micro + 1 < self.split.accumulate else nullcontext():
+            with state.exchange_later() if micro + 1 < self.split.accumulate else nullcontext():
                 losses = self._losses(batch, number, micro)
                 own = {name: float(value.detach()) for name, value in losses.items()}
                 own, samples, agreed = self._together(own, self._task.batch_length(batch), wishes)
@@ -152,7 +152,3 @@ class Steps:
 
     def _rerun(self, batch: Any, number: int, micro: int) -> Mapping[str, Tensor]:
         return self._losses(batch, number, micro)
-
-    def _alone(self) -> AbstractContextManager[None]:
-        """Return the block in which gradients stay in this process: they are exchanged once per step."""
-        return self._state.accelerator.no_sync(self._state.model)  # type: ignore[no-any-return]

@@ -5,20 +5,20 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from edgekit.compress.ema import Ema
 from edgekit.compress.processes import join, world_size
 from edgekit.compress.recipe import FitConfig
-from edgekit.compress.synced_norm import synchronise_norms
+from edgekit.compress.replica import Replica
 from edgekit.compress.task import Task
 from edgekit.errors import LoadError, UsageError, first_line
 
@@ -132,18 +132,6 @@ def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
-class _Losses(nn.Module):
-    """The task's losses as a module's output: DDP sees from it which parameters take part in them."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Mapping[str, Tensor]]) -> None:
-        super().__init__()
-        self.model, self._loss = model, loss
-
-    def forward(self, batch: Any) -> dict[str, Tensor]:
-        """Return the named losses of a batch."""
-        return dict(self._loss(self.model, batch))
-
-
 class TrainingState:
     """Model, optimizer, moving average, position and result of one run.
 
@@ -161,31 +149,31 @@ class TrainingState:
         # accelerate 1.15 keeps the first precision of a process and refuses another one; the process group stays
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu",
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            # buffers are alike in all processes anyway; a student's classifier may have no part in the loss
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
+            cpu=self.device.type == "cpu", mixed_precision="bf16" if config.precision == "bf16" else "no"
         )
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = task.model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        self._loss, self._replica = task.loss, None
+        if self.processes.world > 1:
+            self._replica = Replica(model, task.loss, self.accelerator, self.processes)
         optimizer = make_optimizer(model, config)
         self.ema = Ema(model, config.ema_decay) if config.ema_decay else None
-        self._loss = task.loss
-        if self.processes.world > 1:
-            synchronise_norms(model, self.device)
-            self.model, self.optimizer = self.accelerator.prepare(_Losses(model, task.loss), optimizer)
-            self.plain: nn.Module = model
-        else:
-            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-            self.plain = self.accelerator.unwrap_model(self.model)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        # several processes evaluate and save the model itself, and train it through the replica
+        self.model: nn.Module = model if self._replica else self.accelerator.prepare(model)
+        self.plain: nn.Module = self.accelerator.unwrap_model(self.model)
         self.position, self.result, self.lr_scale = Position(), FitResult(), 1.0
 
     def losses(self, batch: Any) -> Mapping[str, Tensor]:
-        """Return the task's losses of a batch; with several processes, of this one's share."""
+        """Return the task's losses of a batch; with several processes, of this one's share of it."""
         with self.accelerator.autocast():
-            if self.processes.world > 1 and torch.is_grad_enabled():
-                return self.model(batch)  # type: ignore[no-any-return]
-            return self._loss(self.model if self.processes.world == 1 else self.plain, batch)
+            if self._replica is not None and torch.is_grad_enabled():
+                return self._replica.losses(batch)
+            return self._loss(self.model, batch)
+
+    def exchange_later(self) -> AbstractContextManager[None]:
+        """Return the block for all micro-batches but the last: gradients stay within the process."""
+        return nullcontext() if self._replica is None else self._replica.exchange_later()
 
     @property
     def evaluated(self) -> nn.Module:

@@ -16,6 +16,7 @@ from edgekit.compress.distill_report import data_facts
 from edgekit.compress.distill_task import DistillData
 from edgekit.compress.pixels import Decoded, PixelStore, decode_rows, labels_of, squeeze_pixels
 from edgekit.compress.probe import ClassHead, fit_probe
+from edgekit.compress.processes import joined
 from edgekit.compress.video_source import ClipSource
 from edgekit.compress.video_teacher import ClipPlan, ClipTable, teach_clips
 from edgekit.compress.video_views import clip_embeddings, kept_frames
@@ -31,7 +32,8 @@ def prepare_clips(
     """Decode the clips and ask the teacher about their frames. Arguments and errors as `distill_data.prepare`."""
     teacher = load_teacher(config.teacher, device) if config.teacher else None
     train, val, dataset = _decode(config, dataset, contract, terminal)
-    clips = None if teacher is None else _teach(config, teacher, train, val, terminal)
+    with joined().main_first():  # it asks the teacher; the others find its store
+        clips = None if teacher is None else _teach(config, teacher, train, val, terminal)
     head = None if clips is None or teacher is None else _class_head(config, teacher, clips, train, dataset)
     source = ClipSource(train, clips, config.recipe, contract, config.frames)
     return Prepared(

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from edgekit.compress.pixels import PixelStore, labels_of
 from edgekit.compress.randomness import permutation, sample_ids
 from edgekit.compress.recipe import Recipe
+from edgekit.compress.shares import WHOLE, Share, Split
 from edgekit.compress.source import Batch
 from edgekit.compress.video_teacher import ClipTable
 from edgekit.compress.video_views import clip_embeddings, render_clips, segment_frames, to_frames
-from edgekit.compress.views import Views, draw_views
+from edgekit.compress.views import VIEW_FIELDS, Views, draw_views
 from edgekit.preprocess import Preprocess
 
 
@@ -41,24 +42,35 @@ class ClipSource:
         """Batches per epoch; their sizes differ by one at most."""
         return max(1, round(len(self._ids) / self.recipe.fit.batch_size))
 
-    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Batch]:
-        """Yield batches of images (B, F, 3, S, S) from number `start` on, a function of (seed, epoch) alone."""
+    def batches(self, epoch: int, device: torch.device, start: int = 0, split: Split = WHOLE) -> Iterator[Batch]:
+        """Yield batches of images (B, F, 3, S, S) from number `start` on, a function of (seed, epoch, split) alone.
+
+        Raises:
+            UsageError: the steps are too small to be divided so.
+        """
+        split.refuse_too_small(len(self._ids) // self.steps_per_epoch)
+        order = permutation(self.recipe.fit.seed, epoch, self._ids)
+        for step in np.array_split(order, self.steps_per_epoch)[start:]:
+            step = np.sort(step)
+            for rows in split.parts(step):
+                share = None if split.whole else Share.of(self._labels[rows], self._labels[step])
+                yield self._batch(rows, epoch, device, share)
+
+    def _batch(self, rows: NDArray[np.int64], epoch: int, device: torch.device, share: Share | None) -> Batch:
         fit = self.recipe.fit
-        order = permutation(fit.seed, epoch, self._ids)
-        for rows in np.array_split(order, self.steps_per_epoch)[start:]:
-            rows = np.sort(rows)
-            picks = segment_frames(fit.seed, epoch, self._ids[rows], self.frames, self.train.pixels.shape[1])
-            views, teacher = self._views(rows, picks, epoch)
-            pixels = to_frames(self.train.pixels[rows[:, None], picks]).to(device)
-            images = render_clips(pixels, views, self.contract.image_size)
-            if fit.channels_last:  # of the frames, which the student takes as one batch
-                frames = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-                images = frames.unflatten(0, images.shape[:2])
-            yield Batch(
-                images,
-                torch.from_numpy(self._labels[rows]).to(device),
-                None if teacher is None else torch.from_numpy(teacher).to(device),
-            )
+        picks = segment_frames(fit.seed, epoch, self._ids[rows], self.frames, self.train.pixels.shape[1])
+        views, teacher = self._views(rows, picks, epoch)
+        pixels = to_frames(self.train.pixels[rows[:, None], picks]).to(device)
+        images = render_clips(pixels, views, self.contract.image_size)
+        if fit.channels_last:  # of the frames, which the student takes as one batch
+            frames = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            images = frames.unflatten(0, images.shape[:2])
+        return Batch(
+            images,
+            torch.from_numpy(self._labels[rows]).to(device),
+            None if teacher is None else torch.from_numpy(teacher).to(device),
+            share,
+        )
 
     def _views(
         self, rows: NDArray[np.int64], picks: NDArray[np.int64], epoch: int
@@ -69,8 +81,7 @@ class ClipSource:
             # clips start at different views, so that every batch mixes all of them
             number = ((epoch - 1 + self._ids[rows]) % np.uint64(len(table.views))).astype(np.int64)
             chosen = [table.views[n].take(rows[at : at + 1]) for at, n in enumerate(number)]
-            fields = ("boxes", "flips", "colours", "erased")
-            views = Views(*(np.concatenate([getattr(view, name) for view in chosen]) for name in fields))
+            views = Views(*(np.concatenate([getattr(view, name) for view in chosen]) for name in VIEW_FIELDS))
         else:
             at = (fit.seed, "augment", epoch)
             views = draw_views(self.recipe.augment, self.contract, self.train.aspects[rows], self._ids[rows], at)

@@ -102,6 +102,13 @@ class Terminal:
         )
 
 
+def muted() -> Terminal:
+    """Return a terminal that shows nothing, not even warnings: of several processes only one speaks."""
+    terminal = Terminal(-1)
+    terminal.console.quiet = True
+    return terminal
+
+
 def print_json(kind: str, values: Mapping[str, Any]) -> None:
     """Print one JSON object on standard output, with its kind and schema version."""
     content = {"schema_version": JSON_SCHEMA_VERSION, "kind": kind, **values}

@@ -14,7 +14,7 @@ from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_op
 from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
 from edgekit.terminal import print_json
 
-_FIT_FIELDS = ("epochs", "batch_size", "lr", "weight_decay", "seed", "device")
+_FIT_FIELDS = ("epochs", "batch_size", "accumulate", "lr", "weight_decay", "seed", "device")
 _RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "dropout")
 """Settings of a recipe that have an option of their own name."""
 
@@ -71,6 +71,7 @@ _RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "d
 @click.option("--recipe", default="edge", show_default=True, help="edge, ego4d, v2, v3, or a YAML file.")
 @click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--batch-size", type=int, help="Pictures per step.")
+@click.option("--accumulate", type=int, help="Compute each step in so many parts, one after the other: less memory.")
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--weight-decay", type=float, help="Decay of the weights.")
 @click.option(
@@ -101,6 +102,7 @@ def distill(**options: Any) -> None:
 
     from edgekit.compress.distill import distill as run_distill
     from edgekit.compress.distill_config import DistillConfig
+    from edgekit.compress.processes import joined
     from edgekit.compress.recipe import load_recipe
     from edgekit.models.prompts import TEMPLATES
 
@@ -129,7 +131,7 @@ def distill(**options: Any) -> None:
         resume=bool(options["resume"]),
         allow_change=options["allow_change"],
     )
-    if options["as_json"]:
+    if options["as_json"] and joined().is_main:
         print_json("distill", dict(summary.facts))
 
 

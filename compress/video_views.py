@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from edgekit.compress.randaugment import apply_operations
 from edgekit.compress.randomness import uniforms
-from edgekit.compress.views import Views, colour, erase, render
+from edgekit.compress.views import Views, colour, erase, render_crops
 
 _MOST_KEPT_PER_FRAME = 4
 _MOST_KEPT = 128
@@ -54,9 +54,16 @@ def render_clips(pixels: Tensor, views: Views, size: int) -> Tensor:
     """
     batch, frames = pixels.shape[:2]
     each = views.take(np.repeat(np.arange(batch), frames))
-    plain = dataclasses.replace(each, colours=np.ones_like(each.colours), erased=np.zeros_like(each.erased))
-    cut = render(pixels.flatten(0, 1), plain, size).unflatten(0, (batch, frames))
-    return erase(colour_clips(cut, views).flatten(0, 1), each).unflatten(0, (batch, frames))
+    cut = render_crops(pixels.flatten(0, 1), each, size).unflatten(0, (batch, frames))
+    return erase(retouch_clips(cut, views).flatten(0, 1), each).unflatten(0, (batch, frames))
+
+
+def retouch_clips(images: Tensor, views: Views) -> Tensor:
+    """Apply each clip's colours and operations to its frames (B, F, 3, H, W): what the teacher sees as the student."""
+    batch, frames = images.shape[:2]
+    each = views.take(np.repeat(np.arange(batch), frames))
+    coloured = colour_clips(images, views).flatten(0, 1)
+    return apply_operations(coloured, each.operations, each.strengths).unflatten(0, (batch, frames))
 
 
 def colour_clips(images: Tensor, views: Views) -> Tensor:

@@ -57,7 +57,8 @@ class Timeline:
         """
         start = self.times[0]
         middles = start + (np.arange(count) + 0.5) / count * (self.end - start)
-        return np.maximum(np.searchsorted(self.times, middles, side="right") - 1, 0).astype(np.int64)
+        numbers: NDArray[np.int64] = np.searchsorted(self.times, middles, side="right").astype(np.int64) - 1
+        return np.clip(numbers, 0, len(self.times) - 1)
 
 
 def read_clip(path: Path, count: int) -> list[Image.Image]:

@@ -66,7 +66,7 @@ class Student(nn.Module):
         """Map pictures, or the frames (B·F, 3, H, W) of clips one clip after the other, to a row for each of B."""
         embedding: Tensor = self.projection(self.backbone((images - self.mean) / self.std))
         if self.pool is not None:
-            embedding = self.pool(embedding.unflatten(0, (-1, self.spec.frames)))
+            embedding = self.pool(embedding.view(-1, self.spec.frames, self.spec.embed_dim))
         read = F.dropout(embedding, self.dropout) if self.dropout and self.training else embedding
         return StudentOutput(embedding, self.classifier(read))
 

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from edgekit.errors import LoadError
 
-_DTYPES = {"F16": "<f2", "F32": "<f4", "U64": "<u8", "BOOL": "|b1"}
+_DTYPES = {
+    "F16": "<f2", "F32": "<f4", "BOOL": "|b1",
+    "I8": "|i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
+}  # fmt: skip
 _LONGEST_HEADER = 1 << 20  # bytes; ours have a few hundred
 
 

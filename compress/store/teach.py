@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekit.compress.randomness import sample_ids
-from edgekit.compress.store.format import Split, StoreKey, ViewPlan, content_digest, picture_ids
-from edgekit.compress.store.reader import VIEW_FIELDS, TeacherStore
+from edgekit.compress.store.format import (
+    Split,
+    StoreKey,
+    ViewPlan,
+    content_digest,
+    is_store,
+    picture_ids,
+    read_manifest,
+)
+from edgekit.compress.store.reader import TeacherStore
 from edgekit.compress.store.sight import cut_views, plain_and_flipped, say
 from edgekit.compress.store.writer import StoreWriter, find_scores, writing
-from edgekit.compress.views import Views, draw_views
+from edgekit.compress.views import VIEW_FIELDS, Views, draw_views
 from edgekit.data import Sample
 from edgekit.images import ImageError, rgb_of
 from edgekit.models.teacher import Teacher
@@ -124,6 +132,7 @@ def teach(teacher: Teacher, plan: TeachPlan, path: Path, *, advance: Callable[[i
         LoadError: the store is damaged.
         WriteError: the disk refuses.
     """
+    plan = _with_all_views(plan, path)
     key = plan.key(teacher)
     with writing(path), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         writer = StoreWriter(path, key, teacher)
@@ -217,6 +226,14 @@ class _Lesson:
         plan, aspects = self.plan.views, np.array([p.width / p.height for p in pictures], np.float32)
         centre, ids = self.plan.centre or self.teacher.preprocess, sample_ids(keys)
         return [draw_views(plan.augment, centre, aspects, ids, (plan.seed, "view", n)) for n in range(plan.count)]
+
+
+def _with_all_views(plan: TeachPlan, path: Path) -> TeachPlan:
+    """Return the plan with as many views as the store that is there, if it has more: all rows are equally wide."""
+    stored = int(read_manifest(path).key.views["count"]) if is_store(path) else 0
+    if not plan.views.count or stored <= plan.views.count:
+        return plan
+    return replace(plan, views=replace(plan.views, count=stored))
 
 
 def _add_class_scores(writer: StoreWriter, teacher: Teacher, plan: TeachPlan) -> None:

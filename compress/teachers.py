@@ -88,8 +88,7 @@ def ask(config: DistillConfig, pictures: Pictures, device: torch.device, termina
     Raises:
         EdgekitError: a teacher or a store that cannot be used.
     """
-    weights, place = teacher_weights(config), store_place(config)
-    wanted = ViewPlan(config.recipe.augment, config.recipe.views, config.recipe.fit.seed)
+    weights, place, wanted = teacher_weights(config), store_place(config), view_plan(config)
     if not config.teachers:
         store = _store_alone(place, wanted)
         return Said(Stores((store,), weights, wanted.stored), (_facts(store),))
@@ -98,17 +97,44 @@ def ask(config: DistillConfig, pictures: Pictures, device: torch.device, termina
             f"--teacher-store {place} is the store of one teacher, and {len(config.teachers)} are given; give a folder "
             f"of stores, which keeps them apart"
         )
-    taught: list[Taught] = []
+    taught: list[TeacherStore] = []
+    for teacher, plan in lessons(config, pictures, device):
+        if is_store(place):
+            plan, path = as_stored(plan, read_manifest(place).key), place
+        else:
+            path = place / plan.key(teacher).folder_name()
+        taught.append(taught_store(teacher, plan, path, pictures.count, terminal).store)
+    return Said(Stores(tuple(taught), weights, wanted.stored), tuple(map(_facts, taught)))
+
+
+def lessons(config: DistillConfig, pictures: Pictures, device: torch.device) -> Iterator[tuple[Teacher, TeachPlan]]:
+    """Load one teacher after the other, each with what it is to be asked."""
     centre: Preprocess | None = None
     for name in config.teachers:
         teacher = load_teacher(name, device)
         centre = centre or teacher.preprocess  # all must be shown the same square
-        plan = TeachPlan(
-            pictures.train(), pictures.val(), wanted, centre, classes=pictures.classes, templates=config.templates
+        yield (
+            teacher,
+            TeachPlan(
+                pictures.train(),
+                pictures.val(),
+                view_plan(config),
+                centre,
+                classes=pictures.classes,
+                templates=config.templates,
+            ),
         )
-        taught.append(_taught(teacher, plan, place, pictures.count, terminal))
-    stores = Stores(tuple(one.store for one in taught), weights, wanted.stored)
-    return Said(stores, tuple(_facts(one.store) for one in taught))
+
+
+def taught_store(teacher: Teacher, plan: TeachPlan, path: Path, count: int, terminal: Terminal) -> Taught:
+    """Teach into the store at `path`, showing progress."""
+    with terminal.bar(f"{teacher.name} embeds {plan.views.stored} views of each picture", count) as advance:
+        return teach(teacher, plan, path, advance=advance)
+
+
+def view_plan(config: DistillConfig) -> ViewPlan:
+    """Return which views the recipe wants stored."""
+    return ViewPlan(config.recipe.augment, config.recipe.views, config.recipe.fit.seed)
 
 
 def store_place(config: DistillConfig) -> Path:
@@ -116,24 +142,12 @@ def store_place(config: DistillConfig) -> Path:
     return config.teacher_cache or config.output.parent / "teacher-store"
 
 
-def _taught(teacher: Teacher, plan: TeachPlan, place: Path, count: int, terminal: Terminal) -> Taught:
-    if is_store(place):
-        plan = as_stored(plan, read_manifest(place).key)
-        path = place
-    else:
-        path = place / plan.key(teacher).folder_name()
-    with terminal.bar(f"{teacher.name} embeds {plan.views.stored} views of each picture", count) as advance:
-        return teach(teacher, plan, path, advance=advance)
-
-
 def as_stored(plan: TeachPlan, key: StoreKey) -> TeachPlan:
-    """Return the plan with a given store's own seed, centre and, where it has more, number of views.
+    """Return the plan with a given store's own seed and centre.
 
     The views of a store that is named are replayed whatever the seed of the run, so that several seeds share it.
     """
     views = replace(plan.views, seed=int(key.views.get("seed", plan.views.seed)))
-    if plan.views.count:
-        views = replace(views, count=max(plan.views.count, int(key.views["count"])))
     centre = key.views.get("centre")
     return replace(plan, views=views, centre=Preprocess(*centre) if centre else plan.centre)
 

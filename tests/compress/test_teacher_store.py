@@ -225,7 +225,7 @@ def test_a_store_of_another_teacher_or_preprocessing_is_refused(samples: list[Sa
         teach(other, planned(samples[:96], samples[96:]), tmp_path / "store")
     wider = CountingTeacher()
     wider.preprocess = Preprocess(32, 40)
-    with pytest.raises(StoreMismatchError, match="other preprocessing .resize 36, wanted 40."):
+    with pytest.raises(StoreMismatchError, match=r"other preprocessing \(resize 36, wanted 40\)"):
         teach(wider, planned(samples[:96], samples[96:]), tmp_path / "store")
 
 

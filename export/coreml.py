@@ -69,7 +69,7 @@ def export_coreml(
     Raises:
         MissingExtraError: coremltools is not installed.
     """
-    coremltools = _coremltools()
+    coremltools = coremltools_module()
     texts = dict(metadata or {})
     classes = json.loads(texts.get("classes", "[]")) if "logits" in output_names else []
     names = [*output_names, PROBABILITIES] if classes else list(output_names)
@@ -100,7 +100,7 @@ def export_coreml(
     for key, text in texts.items():
         package.user_defined_metadata[f"edgekit.{key}"] = text
     package.short_description = "Image classifier and embedding, made by edgekit"
-    _save(package, out)
+    save_package(package, out)
 
 
 def quantize_weights(float_package: Path, out: Path) -> None:
@@ -108,7 +108,7 @@ def quantize_weights(float_package: Path, out: Path) -> None:
 
     Linear layers and convolutions of 2,048 weights and more are quantized (coremltools' default threshold).
     """
-    coremltools = _coremltools()
+    coremltools = coremltools_module()
     from coremltools.optimize import coreml as optimize
 
     config = optimize.OptimizationConfig(
@@ -117,10 +117,15 @@ def quantize_weights(float_package: Path, out: Path) -> None:
     with quiet():
         package = coremltools.models.MLModel(str(float_package), skip_model_load=True)
         quantized = optimize.linear_quantize_weights(package, config)
-    _save(quantized, out)
+    save_package(quantized, out)
 
 
-def _coremltools() -> Any:
+def coremltools_module() -> Any:
+    """Import coremltools in silence.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import torchvision  # noqa: F401  before coremltools: with TensorFlow installed the other order segfaults
 
@@ -131,7 +136,8 @@ def _coremltools() -> Any:
     return coremltools
 
 
-def _save(package: Any, out: Path) -> None:
+def save_package(package: Any, out: Path) -> None:
+    """Write a coremltools MLModel as the folder `out`, whole or not at all."""
     with atomic_folder(out, overwrite=True) as fresh, quiet():
         # coremltools insists on the suffix, which the temporary folder has not
         inner = fresh / "model.mlpackage"

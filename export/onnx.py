@@ -79,7 +79,7 @@ def convert_float(
     # torch.export takes a dimension of 1 for a constant: the sample of a free batch must hold 2
     sample = torch.zeros(2 if dynamic_batch else rows, 3, image_size, image_size)
     graph = _convert(model, sample, output_names, OPSET, dynamic_batch=dynamic_batch)
-    _tidy(graph)
+    tidy(graph)
     set_metadata(graph, metadata or {})
     save_onnx(graph, out)
 
@@ -100,7 +100,7 @@ def _convert(
     except ImportError as e:
         raise MissingExtraError(e.name or "onnx", "onnx", "Exporting to ONNX") from e
     shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},) if dynamic_batch else None
-    with TemporaryDirectory() as folder, _exporter_silenced(), torch.no_grad():
+    with TemporaryDirectory() as folder, exporter_silenced(), torch.no_grad():
         raw = Path(folder) / "raw.onnx"
         program = torch.onnx.export(
             model,
@@ -132,7 +132,7 @@ def set_metadata(model: Any, metadata: Mapping[str, str]) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
-def _tidy(model: Any) -> None:
+def tidy(model: Any) -> None:
     """Drop what only the exporting machine needs.
 
     The exporter notes the stack trace of every node, with the paths of the machine it ran on. Its value_info names
@@ -148,7 +148,7 @@ def _tidy(model: Any) -> None:
 
 
 @contextmanager
-def _exporter_silenced() -> Iterator[None]:
+def exporter_silenced() -> Iterator[None]:
     """Keep deprecations that torch 2.14 raises inside its own exporter off the terminal."""
     logger = logging.getLogger("torch.utils._pytree")
     level = logger.level

@@ -75,12 +75,12 @@ def convert_float(
 ) -> None:
     """Convert `model` as it is, without rewriting it: the naive baseline. Arguments as `export_tflite`."""
     try:
-        with _converter_silenced():
+        with converter_silenced():
             import litert_torch
     except ImportError as e:
         raise MissingExtraError("litert-torch", "tflite", "Exporting to TFLite") from e
     sample = torch.zeros(rows, image_size, image_size, 3)
-    with TemporaryDirectory() as folder, _converter_silenced(), torch.no_grad():
+    with TemporaryDirectory() as folder, converter_silenced(), torch.no_grad():
         raw = Path(folder) / "raw.tflite"
         litert_torch.convert(_ChannelsLastInput(model).eval(), (sample,)).export(str(raw))
         graph = Graph.read(raw)
@@ -92,7 +92,7 @@ def convert_float(
 
 
 @contextmanager
-def _converter_silenced() -> Iterator[None]:
+def converter_silenced() -> Iterator[None]:
     """Keep the progress report of litert-torch 0.10 and the logs of the MLIR converter off the terminal."""
     logger = logging.getLogger("torch.utils._pytree")
     level = logger.level

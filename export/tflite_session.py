@@ -47,6 +47,40 @@ def partitions(path: Path) -> PartitionReport:
     return _partition_report(_open(path, threads=1))
 
 
+class LiteRTModel:
+    """A .tflite file under LiteRT, whatever it takes.
+
+    Attributes:
+        inputs: LiteRT's own details of each input.
+        info: what runs the file; the note tells the partitions.
+
+    Raises:
+        LoadError: the file is not a TFLite model that LiteRT can load.
+        MissingExtraError: ai-edge-litert is not installed.
+    """
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self._interpreter = _open(path, threads)
+        self.inputs: list[dict[str, Any]] = self._interpreter.get_input_details()
+        self._outputs = _named_outputs(self._interpreter)
+        self.info = RuntimeInfo(
+            runtime="litert",
+            version=version("ai-edge-litert"),
+            threads=threads,
+            provider="XNNPACK",
+            note=str(_partition_report(self._interpreter)),
+        )
+
+    def run(self, stored: NDArray[Any]) -> dict[str, FloatArray]:
+        """Run on the one input in the file's own type and layout; return float32 outputs by name."""
+        self._interpreter.set_tensor(self.inputs[0]["index"], stored)
+        self._interpreter.invoke()
+        return {
+            name: _to_float(self._interpreter.get_tensor(detail["index"]), detail)
+            for name, detail in self._outputs.items()
+        }
+
+
 class LiteRTSession:
     """A .tflite file under LiteRT: images (B, 3, H, W) float32 in [0, 1] in, named float32 outputs out.
 
@@ -59,26 +93,18 @@ class LiteRTSession:
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
-        self._interpreter = _open(path, threads)
-        inputs = self._interpreter.get_input_details()
+        self._model = LiteRTModel(path, threads)
+        inputs = self._model.inputs
         if len(inputs) != 1 or len(inputs[0]["shape"]) != 4 or 3 not in (inputs[0]["shape"][1], inputs[0]["shape"][3]):
             shapes = [list(map(int, detail["shape"])) for detail in inputs]
             raise LoadError(f"{path} takes {shapes}; edgekit runs models with one picture input (1, H, W, 3).")
         self._input = inputs[0]
         self._channels_last = int(self._input["shape"][3]) == 3
-        self._outputs = _named_outputs(self._interpreter)
-        self._info = RuntimeInfo(
-            runtime="litert",
-            version=version("ai-edge-litert"),
-            threads=threads,
-            provider="XNNPACK",
-            note=str(_partition_report(self._interpreter)),
-        )
 
     @property
     def info(self) -> RuntimeInfo:
         """What runs the file; the note tells the partitions."""
-        return self._info
+        return self._model.info
 
     @property
     def input_shape(self) -> tuple[int | None, int, int, int]:
@@ -96,12 +122,7 @@ class LiteRTSession:
         if images.shape != self.input_shape:
             raise DataError(f"images have the shape {images.shape}; this model takes {self.input_shape}.")
         layout = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self._channels_last else images
-        self._interpreter.set_tensor(self._input["index"], _to_stored(layout, self._input))
-        self._interpreter.invoke()
-        return {
-            name: _to_float(self._interpreter.get_tensor(detail["index"]), detail)
-            for name, detail in self._outputs.items()
-        }
+        return self._model.run(_to_stored(layout, self._input))
 
 
 def _open(path: Path, threads: int) -> Any:

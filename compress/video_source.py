@@ -64,7 +64,7 @@ class ClipSource:
         images = render_clips(pixels, views, self.contract.image_size)
         if fit.channels_last:  # of the frames, which the student takes as one batch
             frames = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            images = frames.unflatten(0, images.shape[:2])
+            images = frames.view(images.shape)
         return Batch(
             images,
             torch.from_numpy(self._labels[rows]).to(device),

@@ -22,7 +22,7 @@ from edgekit import atomic
 from edgekit.clips import read_clip
 from edgekit.compress.randomness import sample_ids
 from edgekit.compress.recipe import AugmentConfig
-from edgekit.compress.video_views import clip_embeddings, colour_clips, cut_frames, to_frames
+from edgekit.compress.video_views import clip_embeddings, cut_frames, retouch_clips, to_frames
 from edgekit.compress.views import Views, draw_views
 from edgekit.data import Sample, content_hashes
 from edgekit.errors import LoadError
@@ -155,7 +155,7 @@ def _embed_views(teacher: Teacher, frames: list[Image.Image], views: list[Views]
     for view in views:
         pixels = cut_frames(frames, view.boxes[0], bool(view.flips[0]), size)
         images = to_frames(np.ascontiguousarray(pixels)).float().div(255)
-        found.append(_embed(teacher, colour_clips(images[None], view)[0]))
+        found.append(_embed(teacher, retouch_clips(images[None], view)[0]))
     return np.stack(found)
 
 

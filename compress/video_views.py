@@ -54,8 +54,9 @@ def render_clips(pixels: Tensor, views: Views, size: int) -> Tensor:
     """
     batch, frames = pixels.shape[:2]
     each = views.take(np.repeat(np.arange(batch), frames))
-    cut = render_crops(pixels.flatten(0, 1), each, size).unflatten(0, (batch, frames))
-    return erase(retouch_clips(cut, views).flatten(0, 1), each).unflatten(0, (batch, frames))
+    shape = (batch, frames, 3, size, size)
+    cut = render_crops(pixels.flatten(0, 1), each, size).view(shape)
+    return erase(retouch_clips(cut, views).flatten(0, 1), each).view(shape)
 
 
 def retouch_clips(images: Tensor, views: Views) -> Tensor:
@@ -63,14 +64,14 @@ def retouch_clips(images: Tensor, views: Views) -> Tensor:
     batch, frames = images.shape[:2]
     each = views.take(np.repeat(np.arange(batch), frames))
     coloured = colour_clips(images, views).flatten(0, 1)
-    return apply_operations(coloured, each.operations, each.strengths).unflatten(0, (batch, frames))
+    return apply_operations(coloured, each.operations, each.strengths).reshape(images.shape)
 
 
 def colour_clips(images: Tensor, views: Views) -> Tensor:
     """Apply each clip's colour factors to its frames (B, F, 3, H, W) in [0, 1]; contrast is about the clip's mean."""
     batch, frames, _, height, width = images.shape
     tall = images.transpose(1, 2).reshape(batch, 3, frames * height, width)
-    return colour(tall, views).unflatten(2, (frames, height)).transpose(1, 2)
+    return colour(tall, views).view(batch, 3, frames, height, width).transpose(1, 2)
 
 
 def cut_frames(pictures: Sequence[Image.Image], box: NDArray[np.float32], flip: bool, size: int) -> NDArray[np.uint8]:
@@ -97,4 +98,5 @@ def clip_embeddings(frames: NDArray[np.floating]) -> NDArray[np.float32]:
 
 def to_frames(pixels: NDArray[np.uint8]) -> Tensor:
     """Return pixels (..., H, W, 3) uint8 as (..., 3, H, W), a view."""
-    return torch.from_numpy(pixels).movedim(-1, -3)
+    frames: Tensor = torch.from_numpy(pixels).movedim(-1, -3)
+    return frames

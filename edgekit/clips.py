@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,20 @@ class Timeline:
 
     times: NDArray[np.float64]
     end: float
+
+    @classmethod
+    def of(cls, stamps: Sequence[float]) -> Timeline:
+        """Return the timeline of frames that come in the order of display; the last one stands as long as most do.
+
+        The stamps of old AVI files swap neighbours, so they are sorted.
+
+        Raises:
+            ValueError: the clip has no length.
+        """
+        times = np.sort(np.array(stamps, np.float64))
+        if times[-1] <= times[0]:
+            raise ValueError(f"of no length: all of its {len(times)} frames are at {times[0]:g} s")
+        return cls(times, float(times[-1] + np.median(np.diff(times))))
 
     def spread(self, count: int) -> NDArray[np.int64]:
         """Return the numbers (count,) of the frames that are on the screen in the middles of `count` equal spans.
@@ -140,43 +154,46 @@ def _timeline(path: Path) -> Timeline:
     stamps: list[float | None] = []
     with _opened(path) as (container, stream):
         rate, base = stream.average_rate, stream.time_base
-        for frame in container.decode(stream):
-            stamps.append(None if frame.pts is None or base is None else float(frame.pts * base))
-            if frame.width * frame.height > MAX_FRAME_PIXELS:
-                raise _refusal(path, f"too large: {frame.width} x {frame.height} pixels")
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise _refusal(path, f"cut off or damaged after {len(stamps)} frames")
+            for frame in packet.decode():
+                stamps.append(None if frame.pts is None or base is None else float(frame.pts * base))
+                if frame.width * frame.height > MAX_FRAME_PIXELS:
+                    raise _refusal(path, f"too large: {frame.width} x {frame.height} pixels")
             if len(stamps) > MAX_FRAMES:
                 raise _refusal(path, f"more than {MAX_FRAMES} frames; cut it into clips")
-        declared = _declared_seconds(container, stream)
+        declared, frames = _declared(container, stream)
     if len(stamps) < 2:
         raise _refusal(path, "one frame only; a clip has two or more" if stamps else "no frame in it can be decoded")
-    known = np.array([stamp for stamp in stamps if stamp is not None])
-    if len(known) < len(stamps):
-        step = 1 / float(rate) if rate else 1.0
-        known = np.arange(len(stamps)) * step
-    # decoders give frames in the order of display; the stamps of old AVI files swap neighbours, so they are sorted
-    times = np.sort(known)
-    if times[-1] <= times[0]:
-        raise _refusal(path, f"of no length: all of its {len(times)} frames are at {times[0]:g} s")
-    end = float(times[-1] + np.median(np.diff(times)))
-    if end - times[0] > MAX_SECONDS:
-        raise _refusal(path, f"{end - times[0]:.0f} s long, at most {MAX_SECONDS:.0f} s are read; cut it into clips")
-    if declared is not None and end - times[0] < _MOST_OF_IT * declared - 0.2:
-        raise _refusal(path, f"cut off: {end - times[0]:.1f} s of the {declared:.1f} s that it declares")
-    return Timeline(times, end)
+    known = [stamp for stamp in stamps if stamp is not None]
+    if len(known) < len(stamps):  # no time stamps: its frames are equally long
+        known = [number / float(rate or 1) for number in range(len(stamps))]
+    try:
+        timeline = Timeline.of(known)
+    except ValueError as e:
+        raise _refusal(path, str(e)) from e
+    if len(stamps) < _MOST_OF_IT * frames - 1:
+        raise _refusal(path, f"cut off: {len(stamps)} of the {frames} frames that it declares")
+    length = timeline.end - float(timeline.times[0])
+    if length > MAX_SECONDS:
+        raise _refusal(path, f"{length:.0f} s long, at most {MAX_SECONDS:.0f} s are read; cut it into clips")
+    if declared is not None and length < _MOST_OF_IT * declared - 0.2:
+        raise _refusal(path, f"cut off: {length:.1f} s of the {declared:.1f} s that it declares")
+    return timeline
 
 
-def _declared_seconds(container: Any, stream: Any) -> float | None:
-    """Return how long the video says it is; None where that is no measure of its picture track.
+def _declared(container: Any, stream: Any) -> tuple[float | None, int]:
+    """Return the seconds and frames that a video says it has; None and 0 where that is no measure of its picture track.
 
-    A cut MP4 or MOV fails while it is read. Its declared length is that before an edit list trimmed it.
+    A cut MP4 or MOV fails while it is read. What it declares is from before an edit list trimmed it.
     """
     if "mov" in container.format.name:
-        return None
+        return None, 0
     if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return float(container.duration) / 1e6
-    return None
+        return float(stream.duration * stream.time_base), int(stream.frames)
+    alone = container.duration is not None and len(container.streams) == 1
+    return float(container.duration) / 1e6 if alone else None, int(stream.frames)
 
 
 def _pictures(path: Path, numbers: NDArray[np.int64]) -> list[Image.Image]:

@@ -15,7 +15,7 @@ from edgekit.compress.display import Display, Silent
 from edgekit.compress.guard import Trouble, ran_out_of_patience
 from edgekit.compress.outlook import Outlook
 from edgekit.compress.plan_ahead import refuse_restarts
-from edgekit.compress.processes import join
+from edgekit.compress.processes import Processes, join
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.run_folder import MutedRunFolder, RunFolder
 from edgekit.compress.run_lock import locked
@@ -65,10 +65,25 @@ def fit(
     """
     processes = join(pick_device(config))
     with processes.together():
+        _refuse_disagreement(processes, task, config)
         if not processes.is_main:
             return _Fit(task, config, MutedRunFolder(run.path), Silent()).run(resume=resume)
         with locked(run.path):
             return _Fit(task, config, run, display or Silent()).run(resume=resume)
+
+
+def _refuse_disagreement(processes: Processes, task: Task, config: FitConfig) -> None:
+    """Refuse processes that would train on different things, before they exchange a number."""
+    if processes.world == 1:
+        return
+    shapes = [(name, *tensor.shape) for name, tensor in task.model.state_dict().items()]
+    facts = {
+        **config.model_dump(),
+        "steps per epoch": task.steps_per_epoch,
+        "shapes of the weights": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+    }
+    refuse_disagreement(processes, facts, "the training")
+    refuse_disagreement(processes, code_facts(), "the code")
 
 
 class _Fit:
@@ -90,7 +105,6 @@ class _Fit:
     def run(self, *, resume: bool) -> FitResult:
         started = time.perf_counter()
         state, steps = self.state, self.task.steps_per_epoch
-        self._agree()
         if resume:
             self._restore()
         done_steps = (state.position.epoch - 1) * steps + state.position.step
@@ -171,19 +185,6 @@ class _Fit:
         if self.processes.world == 1 and self.request.signal is not None:  # it may have come during the step
             return Wishes(self.request.signal, due)
         return taken.wishes
-
-    def _agree(self) -> None:
-        """Refuse processes that would train on different things."""
-        if self.processes.world == 1:
-            return
-        shapes = [(name, *tensor.shape) for name, tensor in self.state.plain.state_dict().items()]
-        facts = {
-            **self.config.model_dump(),
-            "steps per epoch": self.task.steps_per_epoch,
-            "shapes of the weights": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
-        }
-        refuse_disagreement(self.processes, facts, "the training")
-        refuse_disagreement(self.processes, code_facts(), "the code")
 
     def _enough(self) -> bool:
         """Return whether the metric has not got better for too long, and say so."""

@@ -27,7 +27,7 @@ STEP_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others within a step: a hung one ends the run. A dead one is noticed at once."""
 LONG = timedelta(days=7)
 """How long the others wait for the main process, which may be asking a teacher about millions of pictures."""
-HEARING_S = 5.0
+HEARING_S = 2.0
 """How long a process whose partner is gone waits for the reason."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "Timed out", "store")
 _END = "end of the main process's items"
@@ -251,7 +251,9 @@ def join(device: torch.device) -> Processes:
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu", timeout=STEP_TIMEOUT)
-    _joined = Processes(state.device, state.process_index, state.num_processes)
+    # Accelerate numbers the CPU, which torch then cannot load a state to
+    here = state.device if device.type == "cuda" else torch.device("cpu")
+    _joined = Processes(here, state.process_index, state.num_processes)
     atexit.register(_leave)
     return _joined
 

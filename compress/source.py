@@ -92,20 +92,34 @@ class StoredSource:
         )
 
     def _views(self, rows: NDArray[np.int64], epoch: int) -> tuple[Views, NDArray[np.float32] | None]:
-        """Return one view per row for this epoch, and the teacher's embedding of it."""
-        table = self.table
-        if table is not None and table.replays:
-            # samples start at different views, so that every batch mixes all of them
-            number = ((epoch - 1 + self._ids[rows]) % np.uint64(table.num_views)).astype(np.int64)
-            return table.views(rows, number), table.embeddings(rows, number)
-        fit = self.recipe.fit
-        views = draw_views(
-            self.recipe.augment,
-            self.contract,
-            self.train.aspects[rows],
-            self._ids[rows],
-            (fit.seed, "augment", epoch),
-        )
-        if table is None:
-            return views, None
-        return views, table.embeddings(rows, np.where(views.flips, min(1, table.num_views - 1), 0))
+        said = None if self.table is None else (self.table, rows)
+        return epoch_views(self.recipe, self.contract, (self._ids[rows], self.train.aspects[rows]), epoch, said)
+
+
+def epoch_views(
+    recipe: Recipe,
+    contract: Preprocess,
+    pictures: tuple[NDArray[np.uint64], NDArray[np.float32]],
+    epoch: int,
+    said: tuple[TeacherTable, NDArray[np.int64]] | None,
+) -> tuple[Views, NDArray[np.float32] | None]:
+    """Return one view of each of B pictures for an epoch, and the teacher's embedding (B, D) of it.
+
+    Args:
+        recipe: augmentation and seed.
+        contract: the student's preprocessing.
+        pictures: identities and aspects, (B,) each.
+        epoch: 1-based.
+        said: what the teacher says, and the pictures' rows (B,) in it; None without a teacher.
+    """
+    ids, aspects = pictures
+    if said is not None and said[0].replays:
+        table, rows = said
+        # samples start at different views, so that every batch mixes all of them
+        number = ((epoch - 1 + ids) % np.uint64(table.num_views)).astype(np.int64)
+        return table.views(rows, number), table.embeddings(rows, number)
+    views = draw_views(recipe.augment, contract, aspects, ids, (recipe.fit.seed, "augment", epoch))
+    if said is None:
+        return views, None
+    table, rows = said
+    return views, table.embeddings(rows, np.where(views.flips, min(1, table.num_views - 1), 0))

@@ -18,7 +18,6 @@ from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.progress import TrainingDisplay
 from edgekit.compress.run_folder import RunFolder
 from edgekit.compress.run_lock import locked, refuse_locked
-from edgekit.compress.text_data import TextDataset, TextFiles, load_texts
 from edgekit.compress.text_pieces import PieceStore
 from edgekit.compress.text_recipe import TextRecipe
 from edgekit.compress.text_report import announce, data_facts, model_facts, summarise
@@ -35,6 +34,7 @@ from edgekit.models.text_classifier import (
 from edgekit.models.text_encoder import EncoderConfig
 from edgekit.models.text_tokenizer import TextTokenizer, train_bpe
 from edgekit.terminal import Terminal
+from edgekit.text_data import TextDataset, TextFiles, load_texts
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def read_golden(path: Path) -> Golden:
         LoadError: not there, damaged, larger than golden vectors are, or not golden vectors.
     """
     try:
-        arrays = _arrays(path)
+        arrays = unpack(path)
         pixels = arrays["pixels"]
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) == 0:
             raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}")
@@ -83,7 +83,7 @@ def read_golden(path: Path) -> Golden:
     return Golden(pixels, outputs, raw)
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def unpack(path: Path) -> dict[str, NDArray[Any]]:
     """Unpack an .npz file, unless its arrays would be too large: neither the zip nor the arrays in it are trusted.
 
     Raises:

@@ -68,8 +68,22 @@ class InputContract(_Frozen):
     preprocess: dict[str, Any]
 
 
-class Manifest(_Frozen):
-    """Everything that a user of the bundle, or a verifier, needs to know."""
+class TokenContract(_Frozen):
+    """What a text classifier takes: int32 ids (1, length) of the bundle's own tokenizer, padded at the end.
+
+    The mask is made from the padding inside the model. A free dimension of an ONNX file stands in its record.
+    """
+
+    name: Literal["tokens"] = "tokens"
+    dtype: Literal["int32"] = "int32"
+    length: Annotated[int, Field(ge=1)]
+    padding: Annotated[int, Field(ge=0)]
+    tokenizer: str
+    tokenizer_sha256: Sha256
+
+
+class AnyManifest(_Frozen):
+    """Everything that a user of the bundle, or a verifier, needs to know, but for what the files take."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     created: str
@@ -78,7 +92,6 @@ class Manifest(_Frozen):
     model: dict[str, Any]
     teacher: dict[str, Any] | None
     training: dict[str, Any]
-    input: InputContract
     outputs: tuple[str, ...]
     classes: tuple[str, ...]
     files: Annotated[tuple[FileRecord, ...], Field(max_length=MAX_FILES)]
@@ -87,8 +100,32 @@ class Manifest(_Frozen):
     verification: dict[str, str]
 
 
+class Manifest(AnyManifest):
+    """The manifest of files that take pictures."""
+
+    input: InputContract
+
+
+class TextManifest(AnyManifest):
+    """The manifest of files that take the ids of texts."""
+
+    input: TokenContract
+
+
 def read_manifest(bundle: Path) -> Manifest:
-    """Read and check a bundle's manifest.
+    """Read and check the manifest of a bundle whose files take pictures.
+
+    Raises:
+        LoadError: not there, too large, not a manifest, or that of a text classifier.
+    """
+    manifest = read_any_manifest(bundle)
+    if isinstance(manifest, TextManifest):
+        raise LoadError(f"{bundle} holds a text classifier, whose files take ids; this needs files that take pictures")
+    return manifest
+
+
+def read_any_manifest(bundle: Path) -> Manifest | TextManifest:
+    """Read and check a bundle's manifest, whatever its files take.
 
     Raises:
         LoadError: not there, too large, or not a manifest.
@@ -97,7 +134,10 @@ def read_manifest(bundle: Path) -> Manifest:
     try:
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
             raise LoadError(f"{path} is {path.stat().st_size} bytes, more than any manifest")
-        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        contract = values.get("input") if isinstance(values, dict) else None
+        takes_ids = isinstance(contract, dict) and contract.get("name") == "tokens"
+        return TextManifest.model_validate(values) if takes_ids else Manifest.model_validate(values)
     except OSError as e:
         raise LoadError(f"{bundle} is no bundle: {MANIFEST_FILE} cannot be read ({e.strerror})") from e
     except ValidationError as e:

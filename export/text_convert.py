@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekit.errors import MissingExtraError
+from edgekit.errors import MissingExtraError, UsageError
 from edgekit.export.parity import Precision
 from edgekit.export.runtimes import SUFFIX_OF, Format
 from edgekit.export.text_deploy import DeployText
@@ -117,12 +117,9 @@ def _tflite(conversion: TextConversion, precision: Precision, out: Path) -> str:
     if precision == "fp32":
         export_text_tflite(conversion, out)
         return "float32 weights and arithmetic"
-    base = conversion.base("tflite", lambda path: export_text_tflite(conversion, path))
     if precision == "fp16":
-        from edgekit.export.tflite_fp16 import halve_tflite
-
-        halve_tflite(base, out)
-        return "float16 weights, float32 arithmetic"
+        raise UsageError("TFLite reads tables of vectors as float32 or 8-bit codes, not as float16; take fp32 or int8")
+    base = conversion.base("tflite", lambda path: export_text_tflite(conversion, path))
     from edgekit.export.tflite_int8 import TfliteQuantConfig, quantize_tflite
 
     quantize_tflite(base, out, None, TfliteQuantConfig(mode="dynamic"))
@@ -137,6 +134,7 @@ def export_text_tflite(conversion: TextConversion, out: Path) -> None:
     """
     from edgekit.export.tflite import converter_silenced
     from edgekit.export.tflite_graph import Graph
+    from edgekit.export.tflite_peephole import power_to_square_root
 
     try:
         with converter_silenced():
@@ -150,6 +148,7 @@ def export_text_tflite(conversion: TextConversion, out: Path) -> None:
         graph = Graph.read(raw)
     graph.name_input(INPUT_NAME)
     graph.name_outputs(conversion.model.outputs)
+    power_to_square_root(graph)
     graph.set_metadata(conversion.metadata)
     graph.write(out)
 

@@ -16,9 +16,10 @@ from edgekit.export.contained import call_contained
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
+    AnyManifest,
     FileRecord,
-    Manifest,
-    read_manifest,
+    TextManifest,
+    read_any_manifest,
     resolve,
     sha256_of,
 )
@@ -43,11 +44,12 @@ def verify_bundle(
     Raises:
         LoadError: there is no readable manifest, or `only` names a file that it does not list.
     """
-    manifest = read_manifest(bundle)
+    manifest = read_any_manifest(bundle)
+    opener = "verify_text" if isinstance(manifest, TextManifest) else "verify_file"
     missing = set(only) - {record.path for record in manifest.files}
     if missing:
         raise LoadError(f"{bundle / MANIFEST_FILE} does not list {', '.join(sorted(missing))}")
-    checks = _golden_file(bundle, manifest)
+    checks = _golden_file(bundle, manifest, opener)
     chosen = [
         number
         for number, record in enumerate(manifest.files)
@@ -61,11 +63,11 @@ def verify_bundle(
         checks += stored
         if opens:
             python = str(tensorflow_python) if tensorflow_python else None
-            checks += _contained(record.path, "file_checks", str(bundle.absolute()), number, threads, python)
+            checks += _contained(record.path, f"{opener}:file_checks", str(bundle.absolute()), number, threads, python)
     return checks
 
 
-def _golden_file(bundle: Path, manifest: Manifest) -> list[Check]:
+def _golden_file(bundle: Path, manifest: AnyManifest, opener: str) -> list[Check]:
     try:
         path = resolve(bundle, GOLDEN_FILE)
         if not path.is_file():
@@ -76,7 +78,7 @@ def _golden_file(bundle: Path, manifest: Manifest) -> list[Check]:
         return [Check(GOLDEN_FILE, "golden vectors", False, str(e))]
     return [
         Check(GOLDEN_FILE, "sha256", True, "as in the manifest"),
-        *_contained("bundle", "golden_checks", str(bundle.absolute())),
+        *_contained("bundle", f"{opener}:golden_checks", str(bundle.absolute())),
     ]
 
 
@@ -117,9 +119,9 @@ def _plain_size_bytes(path: Path) -> int:
 
 
 def _contained(subject: str, function: str, *arguments: Any) -> list[Check]:
-    """Run a function of `verify_file` in a child process; what kills the child is a failed check."""
+    """Run "module:function" of this package in a child process; what kills the child is a failed check."""
     try:
-        values = call_contained(f"edgekit.export.verify_file:{function}", *arguments)
+        values = call_contained(f"edgekit.export.{function}", *arguments)
     except EdgekitError as e:
         return [Check(printable(subject, 120), "runtime", False, str(e))]
     return [

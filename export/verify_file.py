@@ -50,7 +50,7 @@ def file_checks(bundle: str, number: int, threads: int, tensorflow_python: str |
     manifest = read_manifest(Path(bundle))
     record = manifest.files[number]
     path = resolve(Path(bundle), record.path)
-    checks = _file_alone(path, record)
+    checks = file_alone(path, record)
     try:
         golden = read_golden(resolve(Path(bundle), GOLDEN_FILE))
     except EdgekitError:
@@ -66,7 +66,7 @@ def file_checks(bundle: str, number: int, threads: int, tensorflow_python: str |
     return [vars(check) for check in checks]
 
 
-def _file_alone(path: Path, record: FileRecord) -> list[Check]:
+def file_alone(path: Path, record: FileRecord) -> list[Check]:
     """Check what can be read without running the file: its precision, its inputs and outputs."""
     try:
         reasons = check_precision(path, record.precision)
@@ -130,11 +130,11 @@ def golden_gate(gate: Gate) -> Gate:
     return Gate(gate.max_abs, gate.snr_db, allowed, gate.reason)
 
 
-def describe(parity: Parity | None) -> str:
+def describe(parity: Parity | None, what: str = "pictures") -> str:
     """Return parity in a line."""
     if parity is None:
         return ""
     parts = [f"max abs {parity.max_abs:.2g}", f"SNR {parity.snr_db:.1f} dB", f"cosine {parity.cosine:.5f}"]
     if parity.agreement is not None:
         parts.append(f"top-1 agreement {100 * parity.agreement.value:.1f} %")
-    return ", ".join(parts) + f" over {parity.images} pictures"
+    return ", ".join(parts) + f" over {parity.images} {what}"

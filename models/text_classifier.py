@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from edgekit import atomic
 from edgekit.errors import LoadError, UsageError, first_line
 from edgekit.models.text_encoder import EncoderConfig, PieceEmbedding, ScratchEncoder
+from edgekit.models.text_run import TEXT_FILE
 from edgekit.models.text_tokenizer import Ids, TextTokenizer, TrainedBpe, text_tokenizer_from_dict
 from edgekit.models.weights import read_safetensors
 
 SCHEMA_VERSION = 1
-TEXT_FILE = "text.safetensors"
 SCRATCH = "edgekit-text"
 
 

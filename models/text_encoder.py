@@ -191,7 +191,8 @@ class ScratchEncoder(nn.Module):
         """Map ids (B, L) to features (B, features)."""
         counts = (ids != self.padding).float()
         x = self.drop(self.embedding(ids)) * counts[:, :, None]
-        found = [x.sum(dim=1) * counts.sum(dim=1, keepdim=True).clamp(min=1).rsqrt()]
+        # every text has its start mark, so no count is 0
+        found = [x.sum(dim=1) * counts.sum(dim=1, keepdim=True).rsqrt()]
         channels = x.transpose(1, 2)
         # after ReLU nothing is below 0, so that hidden positions, set to 0, never win
         found += [(torch.relu(layer(channels)) * counts[:, None, :]).amax(dim=2) for layer in self.convolutions]

@@ -74,7 +74,14 @@ def export(**options: Any) -> int:
         dynamic_batch=options["dynamic_batch"],
         seed=options["seed"],
     )
-    attempts = export_run(config, terminal, overwrite=options["overwrite"])
+    from edgekit.models.text_run import is_text_run
+
+    if is_text_run(config.run):
+        from edgekit.export.text_export import export_text_run
+
+        attempts = export_text_run(config, terminal, overwrite=options["overwrite"])
+    else:
+        attempts = export_run(config, terminal, overwrite=options["overwrite"])
     terminal.table(
         ("file", "size", "max abs", "SNR dB", "cosine", "agreement", "ran on", "result"),
         [_row(attempt) for attempt in attempts],

@@ -15,7 +15,7 @@ from edgekit.cli.options import EXISTING, make_terminal, talk_options
 from edgekit.errors import EXIT_LOAD, EXIT_NEGATIVE, EXIT_OK, EdgekitError, LoadError, MissingExtraError, UsageError
 from edgekit.export.audit import audit_contained, audit_runtime_contained, precision_reasons
 from edgekit.export.audit_record import Audit, RuntimeAudit
-from edgekit.export.manifest import MANIFEST_FILE, FileRecord, read_manifest, resolve
+from edgekit.export.manifest import MANIFEST_FILE, FileRecord, read_any_manifest, resolve
 from edgekit.export.parity import Precision
 from edgekit.terminal import Terminal, print_json
 
@@ -103,7 +103,7 @@ def _inspect_bundle(bundle: Path, terminal: Terminal, as_json: bool) -> int:
     rows: list[tuple[str, ...]] = []
     files: list[dict[str, Any]] = []
     worst = EXIT_OK
-    records = read_manifest(bundle).files
+    records = read_any_manifest(bundle).files
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # each waits for a child process
         looks = list(pool.map(lambda record: _attempt(bundle, record), records))
     for record, look in zip(records, looks, strict=True):
@@ -143,7 +143,7 @@ def _claim(path: Path) -> Precision | None:
     if not (path.parent / MANIFEST_FILE).is_file():
         return None
     try:
-        records = read_manifest(path.parent).files
+        records = read_any_manifest(path.parent).files
     except LoadError:
         return None  # not a bundle's: a folder may hold another tool's manifest.json
     return next((record.precision for record in records if record.path == path.name), None)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.compress.randomness import permutation, sample_ids
 from edgekit.errors import DataError, UsageError
 from edgekit.printable import printable
 
@@ -325,7 +324,7 @@ def _refuse_one_class(train: TextSplit, classes: tuple[str, ...], path: Path) ->
 
 def _hold_out(train: TextSplit, fraction: float, seed: int) -> tuple[TextSplit, TextSplit]:
     """Split off a share of each class; equal texts stay on one side."""
-    order = permutation(seed, 0, sample_ids(train.texts))
+    order = sorted(range(len(train)), key=lambda row: _rank(seed, train.texts[row]))
     seen: dict[str, bool] = {}
     taken: Counter[int] = Counter()
     counts = Counter(train.labels.tolist())
@@ -339,6 +338,20 @@ def _hold_out(train: TextSplit, fraction: float, seed: int) -> tuple[TextSplit, 
     if held.all() or not held.any():
         raise DataError(f"{len(train)} training texts are too few to hold out {fraction:g} of them; give --val FILE")
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+
+
+def _rank(seed: int, text: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=16).digest()
+
+
+def load_split(path: Path, files: TextFiles, classes: tuple[str, ...]) -> TextSplit:
+    """Read one file whose classes are known; `files` names its columns.
+
+    Raises:
+        DataError: a line cannot be used, or has another class; it is named.
+    """
+    rows = list(_read(path, files))
+    return _split(rows, classes, soft=not isinstance(rows[0].label, str))
 
 
 def limited(split: TextSplit, most: int) -> TextSplit:

@@ -1,0 +1,71 @@
+"""MODEL_CARD.md of a text classifier. Knows no torch."""
+
+from __future__ import annotations
+
+from edgekit.export.manifest import FileRecord, TextManifest
+from edgekit.terminal import human_bytes, human_count
+
+
+def text_card(manifest: TextManifest) -> str:
+    """Return the card as Markdown."""
+    contract = manifest.input
+    lines = [
+        f"# {manifest.model['arch']}, {len(manifest.classes)} classes of text",
+        "",
+        f"{human_count(manifest.model['parameters'])} parameters. Made by edgekit {manifest.edgekit_version} on "
+        f"{manifest.created[:10]}.",
+        "",
+        "## Training",
+        *_training(manifest),
+        "",
+        "## Files",
+        "| file | size | recipe | agreement with PyTorch | SNR | ran on |",
+        "|---|---|---|---|---|---|",
+        *(_file(record) for record in manifest.files),
+        "",
+        f"Compared on {len(manifest.verification)} texts.",
+        "",
+        "## Use",
+        f"Input `{contract.name}`: {contract.dtype} ids (1, {contract.length}) of `{contract.tokenizer}`, padded with "
+        f"{contract.padding} at the end; longer texts lose their end. The mask is made from the padding inside.",
+        f"Outputs: {', '.join(manifest.outputs)}. Classes: {', '.join(manifest.classes)}.",
+        "",
+        "## Known limits",
+        "- It knows only the classes above and gives one of them for any text, be it empty or in another language.",
+    ]
+    if any(record.runtime["runtime"] == "mil" for record in manifest.files):
+        lines.append(
+            "- Core ML files were interpreted, not run on Apple hardware: run `edgekit verify` on a Mac before "
+            "shipping."
+        )
+    return "\n".join([*lines, ""])
+
+
+def _training(manifest: TextManifest) -> list[str]:
+    training = manifest.training
+    data, judged = training.get("data"), training.get("judged")
+    if data is None or judged is None:
+        return ["Nothing is known of its training: it was exported from a bare checkpoint."]
+    lines = [f"- data: {data['train']} training texts, {data['val']} validation texts, seed {training['seed']}"]
+    if manifest.teacher:
+        lines.append(f"- teacher: {manifest.teacher['name']}, {100 * manifest.teacher['val_acc']:.2f} % on validation")
+    for name, numbers in judged.items():
+        found = numbers["accuracy"]
+        note = "; this split chose the checkpoint, so it is slightly optimistic" if name == "val" else ""
+        lines.append(
+            f"- {name} accuracy: {100 * found['value']:.2f} % (95 % interval {100 * found['low']:.1f} to "
+            f"{100 * found['high']:.1f}), macro-F1 {100 * numbers['macro_f1']['value']:.2f} %{note}"
+        )
+    return lines
+
+
+def _file(record: FileRecord) -> str:
+    agreement, snr = record.parity["agreement"], record.parity["snr_db"]
+    same = "–"
+    if agreement:
+        same = f"{100 * agreement['value']:.1f} % ({100 * agreement['low']:.1f}–{100 * agreement['high']:.1f})"
+    ran = record.runtime["runtime"] + (f" ({record.runtime['note']})" if record.runtime["runtime"] == "mil" else "")
+    return (
+        f"| {record.path} | {human_bytes(record.size_bytes)} | {record.recipe} | {same} | "
+        f"{'exact' if snr is None else f'{snr:.1f} dB'} | {ran} |"
+    )

@@ -1,0 +1,96 @@
+"""Golden vectors of a text classifier: real texts, their ids, and PyTorch's outputs. Knows no torch."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit import atomic
+from edgekit.errors import LoadError
+from edgekit.export.golden import unpack
+from edgekit.export.manifest import TextManifest, resolve, sha256_of
+from edgekit.export.session import FloatArray
+from edgekit.models.text_tokenizer import Ids, TextTokenizer, text_tokenizer_from_json
+
+TOKENIZER_FILE = "tokenizer.json"
+_MAX_TOKENIZER_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class TextGolden:
+    """What a bundle is verified with.
+
+    Attributes:
+        ids: (n, L) int32.
+        outputs: PyTorch's outputs for them, by name.
+        texts: n texts, of which the bundle's tokenizer makes `ids`.
+    """
+
+    ids: Ids
+    outputs: Mapping[str, FloatArray]
+    texts: tuple[str, ...]
+
+
+def write_text_golden(path: Path, golden: TextGolden) -> None:
+    """Write golden.npz: tokens, output.<name>, text.<number> (UTF-8 bytes as uint8)."""
+    arrays: dict[str, NDArray[Any]] = {"tokens": golden.ids}
+    arrays |= {f"output.{name}": values for name, values in golden.outputs.items()}
+    # a first byte keeps an empty text from being an empty array
+    arrays |= {f"text.{n}": np.frombuffer(b" " + text.encode(), np.uint8) for n, text in enumerate(golden.texts)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def read_text_golden(path: Path) -> TextGolden:
+    """Read golden.npz.
+
+    Raises:
+        LoadError: not there, damaged, larger than golden vectors are, or not golden vectors of texts.
+    """
+    try:
+        arrays = unpack(path)
+        ids = arrays["tokens"]
+        if ids.dtype != np.int32 or ids.ndim != 2 or not ids.size:
+            raise ValueError(f"tokens are {ids.dtype} {ids.shape}")
+        outputs = {
+            n.removeprefix("output."): a.astype(np.float32) for n, a in arrays.items() if n.startswith("output.")
+        }
+        if not outputs or any(a.ndim != 2 or not a.size or len(a) != len(ids) for a in outputs.values()):
+            raise ValueError(f"outputs of the shapes {[a.shape for a in outputs.values()]} for {len(ids)} texts")
+        texts = tuple(arrays[f"text.{number}"].tobytes()[1:].decode() for number in range(len(ids)))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as e:
+        raise LoadError(f"{path.name} holds no golden vectors of texts: {e}") from e
+    return TextGolden(ids, outputs, texts)
+
+
+def bundled_tokenizer(bundle: Path, manifest: TextManifest) -> TextTokenizer:
+    """Read the tokenizer of a bundle.
+
+    Raises:
+        LoadError: not there, not the file that was exported, or not one for the ids that the files take.
+        VerificationError: the manifest's path leads out of the bundle.
+    """
+    path = resolve(bundle, manifest.input.tokenizer)
+    if not path.is_file() or path.stat().st_size > _MAX_TOKENIZER_BYTES:
+        raise LoadError(f"{manifest.input.tokenizer} is missing, or too large for a tokenizer")
+    if sha256_of(path) != manifest.input.tokenizer_sha256:
+        raise LoadError(f"{manifest.input.tokenizer} is not the file that was exported: its sha256 differs")
+    try:
+        tokenizer = text_tokenizer_from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as e:
+        raise LoadError(f"{manifest.input.tokenizer} is not UTF-8") from e
+    if tokenizer.max_length != manifest.input.length:
+        raise LoadError(
+            f"{manifest.input.tokenizer} is of another model: it gives {tokenizer.max_length} ids per text, the files "
+            f"take {manifest.input.length}"
+        )
+    return tokenizer

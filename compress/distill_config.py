@@ -100,6 +100,8 @@ class DistillConfig:
                 "--teacher-embeddings holds one embedding for each picture; a clip needs one for each frame that "
                 "training may draw. Give --teacher, which embeds them once"
             )
+        if self.frames > 1 and len(self.teachers) != 1 and self.recipe.needs_teacher:
+            raise UsageError(f"--teacher is given {len(self.teachers)} times; clips learn from one: give it once")
         if self.frames > 1 and self.recipe.init_classifier:
             raise UsageError("init_classifier is for still pictures: the classifier of clips has a hidden layer")
 

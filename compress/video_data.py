@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import torch
 from edgekit.clips import ClipError, read_clip
 from edgekit.compress.distill_config import DistillConfig
 from edgekit.compress.distill_data import STORE_SCALE, Prepared
-from edgekit.compress.distill_report import data_facts
+from edgekit.compress.distill_report import data_facts, describe_teacher
 from edgekit.compress.distill_task import DistillData
 from edgekit.compress.pixels import Decoded, PixelStore, decode_rows, labels_of, squeeze_pixels
 from edgekit.compress.probe import ClassHead, fit_probe
@@ -36,28 +35,12 @@ def prepare_clips(
         clips = None if teacher is None else _teach(config, teacher, train, val, terminal)
     head = None if clips is None or teacher is None else _class_head(config, teacher, clips, train, dataset)
     source = ClipSource(train, clips, config.recipe, contract, config.frames)
-    return Prepared(
-        DistillData(source, val, None if clips is None else clips.val, head),
-        dataset,
-        {**data_facts(dataset, train, val), "frames": config.frames, "kept_frames": train.pixels.shape[1]},
-        None if head is None or clips is None or teacher is None else _describe(teacher, clips, head, val),
-        None if clips is None else clips.embed_dim,
-    )
-
-
-def _describe(teacher: Teacher, clips: ClipTable, head: ClassHead, val: PixelStore) -> dict[str, Any]:
-    """Return the teacher's facts and its accuracy on the validation clips."""
-    scores = head(torch.from_numpy(clips.val.astype(np.float32)))
-    labels = torch.from_numpy(labels_of(val))
-    return {
-        "name": teacher.name,
-        "fingerprint": teacher.fingerprint(),
-        "parameters": teacher.parameters,
-        "embed_dim": clips.embed_dim,
-        "views": clips.train.shape[1],
-        "class_scores": head.source,
-        "val_acc": float((scores.argmax(1) == labels).float().mean()),
-    }
+    facts = {**data_facts(dataset, train, val), "frames": config.frames, "kept_frames": train.pixels.shape[1]}
+    if teacher is None or clips is None or head is None:
+        return Prepared(DistillData(source, val, None, None), dataset, facts, None, None)
+    said = {name: getattr(teacher, name) for name in ("name", "parameters")} | {"fingerprint": teacher.fingerprint()}
+    described = describe_teacher([said], clips.train.shape[1], clips.val, head, val)
+    return Prepared(DistillData(source, val, clips.val, head), dataset, facts, described, clips.embed_dim)
 
 
 def _decode(

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from videos_for_tests import grey_frames, turn_mp4, write_frames, write_sound, write_video
 
 from edgekit.clips import ClipError, Timeline, frame_files, load_clips, read_clip
 from edgekit.preprocess import Preprocess
+from tests.videos_for_tests import grey_frames, turn_mp4, write_frames, write_sound, write_video
 
 LEVELS = [20 * number for number in range(1, 13)]
 

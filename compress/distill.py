@@ -14,7 +14,7 @@ from edgekit.atomic import refuse_existing
 from edgekit.compress.agreement import refuse_disagreement, without_places
 from edgekit.compress.changed_settings import Allowed, refuse_changes, refuse_other_data
 from edgekit.compress.distill_config import DistillConfig
-from edgekit.compress.distill_data import Prepared, prepare
+from edgekit.compress.distill_data import Prepared, load_data, prepare
 from edgekit.compress.distill_report import DistillSummary, announce, describe_student, summarise
 from edgekit.compress.distill_task import DistillTask
 from edgekit.compress.loop import fit, pick_device
@@ -25,11 +25,12 @@ from edgekit.compress.processes import Processes, join
 from edgekit.compress.progress import TrainingDisplay
 from edgekit.compress.run_folder import MutedRunFolder, RunFolder
 from edgekit.compress.run_lock import locked, refuse_locked
-from edgekit.data import ImageDataset, load_dataset
+from edgekit.data import ImageDataset
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, student_preprocess
 from edgekit.models.teacher_record import TEACHER_FILE, TeacherRecord
 from edgekit.preprocess import Preprocess
+from edgekit.shards import ShardDataset
 from edgekit.terminal import Terminal, muted
 
 
@@ -77,12 +78,7 @@ def _distill(
     config: DistillConfig, terminal: Terminal, processes: Processes, resume: bool, changes: list[str]
 ) -> DistillSummary:
     """Do one process's part of the work."""
-    dataset = load_dataset(
-        config.data,
-        val_fraction=config.val_fraction,
-        seed=config.recipe.fit.seed,
-        kind="clips" if config.frames > 1 else "pictures",
-    )
+    dataset = load_data(config)
     fit_config = config.recipe.fit
     if not resume:
         refuse_restarts(fit_config, max(1, round(len(dataset.train) / fit_config.batch_size)))
@@ -105,13 +101,15 @@ def _distill(
             run.write_config(config.to_dict())
         else:
             processes.from_main(lambda: _begin(run, config, prepared, student_facts, earlier))
-        announce(terminal, prepared.dataset, prepared.teacher_facts, student_facts)
+        announce(terminal, prepared.facts, prepared.teacher_facts, student_facts)
         task = DistillTask(student, config.recipe, prepared.data)
         result = fit(task, fit_config, run, display=TrainingDisplay(terminal), resume=resume)
         return processes.from_main(lambda: summarise(run, task, result, terminal))
 
 
-def _spec(config: DistillConfig, dataset: ImageDataset, contract: Preprocess, embed_dim: int) -> StudentSpec:
+def _spec(
+    config: DistillConfig, dataset: ImageDataset | ShardDataset, contract: Preprocess, embed_dim: int
+) -> StudentSpec:
     arch = config.student.partition(".")[0]
     return StudentSpec(arch, embed_dim, dataset.classes, contract, config.frames, config.positions)
 

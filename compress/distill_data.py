@@ -22,8 +22,11 @@ from edgekit.compress.source import StoredSource
 from edgekit.compress.store.table import TeacherTable, plain_rows
 from edgekit.compress.store.teach import file_ids, pictures_of
 from edgekit.compress.teachers import Pictures, ask, class_head, probe
-from edgekit.data import ImageDataset, check_broken
+from edgekit.data import ImageDataset, check_broken, load_dataset
+from edgekit.errors import UsageError
+from edgekit.listing import Kind
 from edgekit.preprocess import Preprocess
+from edgekit.shards import ShardDataset, is_shards, load_shards
 from edgekit.terminal import Terminal
 
 STORE_SCALE = 1.25
@@ -43,14 +46,34 @@ class Prepared:
     """
 
     data: DistillData
-    dataset: ImageDataset
+    dataset: ImageDataset | ShardDataset
     facts: dict[str, Any]
     teacher_facts: dict[str, Any] | None
     embed_dim: int | None
 
 
+def load_data(config: DistillConfig) -> ImageDataset | ShardDataset:
+    """Find the pictures or clips that --data names.
+
+    Raises:
+        EdgekitError: there are none that will do.
+    """
+    if is_shards(config.data):
+        if config.frames > 1:
+            raise UsageError(f"--frames {config.frames} with tar shards: clips are read from folders or a CSV")
+        if config.val_fraction is not None:
+            raise UsageError(f"--val-fraction {config.val_fraction}: shards are split already; leave it out")
+        return load_shards(config.data)
+    kind: Kind = "clips" if config.frames > 1 else "pictures"
+    return load_dataset(config.data, val_fraction=config.val_fraction, seed=config.recipe.fit.seed, kind=kind)
+
+
 def prepare(
-    config: DistillConfig, dataset: ImageDataset, contract: Preprocess, device: torch.device, terminal: Terminal
+    config: DistillConfig,
+    dataset: ImageDataset | ShardDataset,
+    contract: Preprocess,
+    device: torch.device,
+    terminal: Terminal,
 ) -> Prepared:
     """Decode the pictures and ask the teacher about them.
 
@@ -64,6 +87,10 @@ def prepare(
     Raises:
         EdgekitError: too many broken pictures; a teacher or a store that cannot be used.
     """
+    if isinstance(dataset, ShardDataset):
+        from edgekit.compress.stream_data import prepare_stream  # it builds on this module
+
+        return prepare_stream(config, dataset, contract, device, terminal)
     if dataset.kind == "clips":
         from edgekit.compress.video_data import prepare_clips  # it builds on this module
 

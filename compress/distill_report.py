@@ -88,15 +88,13 @@ def data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> dic
 
 
 def announce(
-    terminal: Terminal, dataset: ImageDataset, teacher: Mapping[str, Any] | None, student: Mapping[str, Any]
+    terminal: Terminal, data: Mapping[str, Any], teacher: Mapping[str, Any] | None, student: Mapping[str, Any]
 ) -> None:
     """Show what is about to be trained on what."""
-    unlabelled = sum(s.label is None for s in dataset.train)
+    unlabelled = data["train"] - data["labelled"]
     note = f" ({unlabelled} of them unlabelled)" if unlabelled else ""
-    of_clips = " clips" if dataset.kind == "clips" else ""
-    terminal.say(
-        f"data     {len(dataset.train)} train{of_clips}{note}, {len(dataset.val)} val, {len(dataset.classes)} classes"
-    )
+    of_clips = " clips" if "frames" in data else f" in {data['shards']} shards" if "shards" in data else ""
+    terminal.say(f"data     {data['train']} train{of_clips}{note}, {data['val']} val, {len(data['classes'])} classes")
     if teacher is None:
         terminal.say("teacher  none")
     else:

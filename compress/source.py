@@ -79,46 +79,73 @@ class StoredSource:
                 yield self._batch(rows, epoch, device, share)
 
     def _batch(self, rows: NDArray[np.int64], epoch: int, device: torch.device, share: Share | None) -> Batch:
-        views, teacher = self._views(rows, epoch)
-        pixels = torch.from_numpy(self.train.pixels[rows]).to(device).permute(0, 3, 1, 2)
-        images = render(pixels, views, self.contract.image_size)
-        if self.recipe.fit.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(
-            images,
-            torch.from_numpy(self._labels[rows]).to(device),
-            None if teacher is None else torch.from_numpy(teacher).to(device),
-            share,
-        )
-
-    def _views(self, rows: NDArray[np.int64], epoch: int) -> tuple[Views, NDArray[np.float32] | None]:
+        decoded = Decoded(self.train.pixels[rows], self._ids[rows], self.train.aspects[rows], self._labels[rows])
         said = None if self.table is None else (self.table, rows)
-        return epoch_views(self.recipe, self.contract, (self._ids[rows], self.train.aspects[rows]), epoch, said)
+        return make_batch(decoded, said, Moment(self.recipe, self.contract, epoch, device), share)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """B decoded pictures.
+
+    Attributes:
+        pixels: (B, S, S, 3) uint8, the whole picture squeezed into a square.
+        ids: (B,) sample identities.
+        aspects: (B,) width / height.
+        labels: (B,), −1 for none.
+    """
+
+    pixels: NDArray[np.uint8]
+    ids: NDArray[np.uint64]
+    aspects: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a batch depends on beside its pictures: the settings, the 1-based epoch, and where it is needed."""
+
+    recipe: Recipe
+    contract: Preprocess
+    epoch: int
+    device: torch.device
+
+
+def make_batch(
+    decoded: Decoded, said: tuple[TeacherTable, NDArray[np.int64]] | None, moment: Moment, share: Share | None
+) -> Batch:
+    """Render this epoch's view of each picture, with what the teacher says of it.
+
+    Args:
+        decoded: the pictures.
+        said: the teacher's table, and the pictures' rows (B,) in it; None without a teacher.
+        moment: settings, epoch, device.
+        share: of the step's means, where the batch is a part of a step.
+    """
+    views, teacher = epoch_views(decoded, said, moment)
+    pixels = torch.from_numpy(decoded.pixels).to(moment.device).permute(0, 3, 1, 2)
+    images = render(pixels, views, moment.contract.image_size)
+    if moment.recipe.fit.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return Batch(
+        images,
+        torch.from_numpy(decoded.labels).to(moment.device),
+        None if teacher is None else torch.from_numpy(teacher).to(moment.device),
+        share,
+    )
 
 
 def epoch_views(
-    recipe: Recipe,
-    contract: Preprocess,
-    pictures: tuple[NDArray[np.uint64], NDArray[np.float32]],
-    epoch: int,
-    said: tuple[TeacherTable, NDArray[np.int64]] | None,
+    decoded: Decoded, said: tuple[TeacherTable, NDArray[np.int64]] | None, moment: Moment
 ) -> tuple[Views, NDArray[np.float32] | None]:
-    """Return one view of each of B pictures for an epoch, and the teacher's embedding (B, D) of it.
-
-    Args:
-        recipe: augmentation and seed.
-        contract: the student's preprocessing.
-        pictures: identities and aspects, (B,) each.
-        epoch: 1-based.
-        said: what the teacher says, and the pictures' rows (B,) in it; None without a teacher.
-    """
-    ids, aspects = pictures
+    """Return one view of each picture for an epoch, and the teacher's embedding (B, D) of it."""
+    ids, epoch, recipe = decoded.ids, moment.epoch, moment.recipe
     if said is not None and said[0].replays:
         table, rows = said
         # samples start at different views, so that every batch mixes all of them
         number = ((epoch - 1 + ids) % np.uint64(table.num_views)).astype(np.int64)
         return table.views(rows, number), table.embeddings(rows, number)
-    views = draw_views(recipe.augment, contract, aspects, ids, (recipe.fit.seed, "augment", epoch))
+    views = draw_views(recipe.augment, moment.contract, decoded.aspects, ids, (recipe.fit.seed, "augment", epoch))
     if said is None:
         return views, None
     table, rows = said

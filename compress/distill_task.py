@@ -148,7 +148,7 @@ class DistillTask:
                 continue  # the first one is everybody's: it tells the widths
             output = model(_images(self.data.val.pixels[at : at + step], device))
             if not number:
-                logits, embedding = (values.new_zeros(count, values.shape[1]).float() for values in output)
+                embedding, logits = (values.new_zeros(count, values.shape[1]).float() for values in output)
             if number % processes.world == processes.rank:
                 logits[at : at + step], embedding[at : at + step] = output.logits, output.embedding
         return processes.fill(logits).cpu(), processes.fill(embedding).cpu()

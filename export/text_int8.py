@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +39,33 @@ def quantize_text_onnx(float_path: Path, out: Path) -> None:
         _quantize_tables(model)
         save_onnx(model, middle)
         done = Path(folder) / "done.onnx"
-        quantize_dynamic(
-            middle, done, op_types_to_quantize=["MatMul", "Conv"], per_channel=True, weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
-        )  # fmt: skip
+        with _without_advice():
+            quantize_dynamic(
+                middle,
+                done,
+                op_types_to_quantize=["MatMul", "Conv"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True},
+            )
         model = onnx.load(done)
     model.producer_name = "edgekit"
     save_onnx(model, out)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hold back the advice of ONNX Runtime 1.31, given by the root logger, to run its own graph rewrites first."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
 
 
 def _quantize_tables(model: Any) -> None:

@@ -254,12 +254,17 @@ def _bytes(word: str) -> list[int]:
     return [_FIRST_BYTE + byte for byte in content]
 
 
-def text_tokenizer_from_dict(values: Mapping[str, Any]) -> TrainedBpe:
+def text_tokenizer_from_dict(values: Mapping[str, Any]) -> TextTokenizer:
     """Build the tokenizer that `to_dict` described.
 
     Raises:
         LoadError: a value is missing, unknown or impossible; the mapping also comes out of files that others wrote.
+        MissingExtraError: it is Hugging Face's, and tokenizers is not installed.
     """
+    if values.get("kind") == "huggingface":
+        from edgekit.models.text_tokenizer_huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer.from_dict(values)
     try:
         if values["kind"] != "trained-bpe":
             raise ValueError(f"kind {values['kind']!r}")
@@ -272,7 +277,7 @@ def text_tokenizer_from_dict(values: Mapping[str, Any]) -> TrainedBpe:
         raise LoadError(f"not a text tokenizer of edgekit: {e!r:.200}") from e
 
 
-def text_tokenizer_from_json(content: str) -> TrainedBpe:
+def text_tokenizer_from_json(content: str) -> TextTokenizer:
     """Build the tokenizer out of the JSON text of `to_dict`.
 
     Raises:

@@ -33,6 +33,8 @@ class AugmentConfig(_Frozen):
         flip: probability of a horizontal flip.
         brightness, contrast, saturation: factors are drawn from [1 − x, 1 + x].
         erase: probability that a rectangle of 2–20 % of the area is set to the mean (student only).
+        randaugment: operations per view (`edgekit.compress.randaugment`); 0 is off.
+        magnitude: of these operations, 0 to 30.
     """
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
@@ -42,6 +44,8 @@ class AugmentConfig(_Frozen):
     contrast: float = Field(default=0.0, ge=0, lt=1)
     saturation: float = Field(default=0.0, ge=0, lt=1)
     erase: float = Field(default=0.0, ge=0, le=1)
+    randaugment: int = Field(default=0, ge=0, le=8)
+    magnitude: float = Field(default=9.0, ge=0, le=30)
 
     @model_validator(mode="after")
     def _ranges_in_order(self) -> AugmentConfig:

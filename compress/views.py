@@ -1,12 +1,13 @@
 """Views: what augmentation does to a picture, as plain numbers that can be drawn, stored and replayed.
 
-A view is a crop box in the picture's own coordinates, a flip, and colour factors. The student's renderer works on a
-batch of stored pixels at once; the teacher's works on the full picture. Both read the same numbers.
+A view is a crop box in the picture's own coordinates, a flip, colour factors, and operations of RandAugment. The
+student's renderer works on a batch of stored pixels at once; the teacher's works on the full picture. Both read the
+same numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgekit.compress.randaugment import apply_operations, draw_operations
 from edgekit.compress.randomness import uniforms
 from edgekit.compress.recipe import AugmentConfig
 from edgekit.preprocess import Preprocess
@@ -30,19 +32,26 @@ class Views:
         flips: (N,) bool, horizontal.
         colours: (N, 3) float32 brightness, contrast and saturation factors; 1 changes nothing.
         erased: (N, 4) float32 left, top, width, height of the erased rectangle as shares of the crop; zeros for none.
+        operations: (N, K) int8 of `edgekit.compress.randaugment`; K may be 0.
+        strengths: (N, K) float32 in [-1, 1], one for each operation.
     """
 
     boxes: NDArray[np.float32]
     flips: NDArray[np.bool_]
     colours: NDArray[np.float32]
     erased: NDArray[np.float32]
+    operations: NDArray[np.int8]
+    strengths: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def take(self, rows: NDArray[np.int64]) -> Views:
         """Return the views of some rows."""
-        return Views(self.boxes[rows], self.flips[rows], self.colours[rows], self.erased[rows])
+        return Views(*(getattr(self, name)[rows] for name in VIEW_FIELDS))
+
+
+VIEW_FIELDS = tuple(field.name for field in fields(Views))
 
 
 def plain_views(aspects: NDArray[np.float32], contract: Preprocess) -> Views:
@@ -57,7 +66,14 @@ def plain_views(aspects: NDArray[np.float32], contract: Preprocess) -> Views:
     height = share * np.minimum(1.0, aspects)
     boxes = np.stack([(1 - width) / 2, (1 - height) / 2, width, height], axis=1).astype(np.float32)
     count = len(aspects)
-    return Views(boxes, np.zeros(count, bool), np.ones((count, 3), np.float32), np.zeros((count, 4), np.float32))
+    return Views(
+        boxes,
+        flips=np.zeros(count, bool),
+        colours=np.ones((count, 3), np.float32),
+        erased=np.zeros((count, 4), np.float32),
+        operations=np.zeros((count, 0), np.int8),
+        strengths=np.zeros((count, 0), np.float32),
+    )
 
 
 def draw_views(
@@ -94,7 +110,15 @@ def draw_views(
     colours = 1 + (2 * u[:, 5:8] - 1) * strength
     side = np.sqrt(0.02 + 0.18 * u[:, 9:10])
     erased = np.concatenate([u[:, 10:12] * (1 - side), side, side], axis=1) * (u[:, 8:9] < config.erase)
-    return Views(boxes.astype(np.float32), u[:, 4] < config.flip, colours.astype(np.float32), erased.astype(np.float32))
+    operations, strengths = draw_operations(config.randaugment, config.magnitude, ids, at)
+    return Views(
+        boxes.astype(np.float32),
+        u[:, 4] < config.flip,
+        colours.astype(np.float32),
+        erased.astype(np.float32),
+        operations,
+        strengths,
+    )
 
 
 def render(pixels: Tensor, views: Views, size: int) -> Tensor:
@@ -108,6 +132,11 @@ def render(pixels: Tensor, views: Views, size: int) -> Tensor:
     Returns:
         (B, 3, size, size) float32 in [0, 1].
     """
+    return erase(retouch(render_crops(pixels, views, size), views), views)
+
+
+def render_crops(pixels: Tensor, views: Views, size: int) -> Tensor:
+    """Cut and flip only: pixels (B, 3, S, S) uint8 to (B, 3, size, size) float32 in [0, 1]."""
     device = pixels.device
     boxes = torch.from_numpy(views.boxes).to(device)
     # affine_grid wants, in [-1, 1] coordinates, x_in = sx · x_out + cx
@@ -117,8 +146,12 @@ def render(pixels: Tensor, views: Views, size: int) -> Tensor:
     theta[:, 0, 0], theta[:, 0, 2] = boxes[:, 2] * flip, centre[:, 0]
     theta[:, 1, 1], theta[:, 1, 2] = boxes[:, 3], centre[:, 1]
     grid = F.affine_grid(theta, [len(views), 3, size, size], align_corners=False)
-    images = F.grid_sample(pixels.float().div_(255), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return erase(colour(images, views), views)
+    return F.grid_sample(pixels.float().div_(255), grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def retouch(images: Tensor, views: Views) -> Tensor:
+    """Apply colours and operations to cut images (B, 3, H, W) in [0, 1]: what the teacher sees as the student does."""
+    return apply_operations(colour(images, views), views.operations, views.strengths)
 
 
 def colour(images: Tensor, views: Views) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ from numpy.typing import NDArray
 
 from edgekit.compress.store.format import Manifest, Shard, Split, read_manifest
 from edgekit.compress.store.mapped import MappedTensors, file_sha256
-from edgekit.compress.views import Views
+from edgekit.compress.views import VIEW_FIELDS, Views
 from edgekit.errors import LoadError
 
-VIEW_FIELDS = tuple(field.name for field in fields(Views))
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 

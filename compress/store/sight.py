@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekit.compress.views import Views, colour
+from edgekit.compress.views import Views, retouch
 from edgekit.models.teacher import Teacher
 from edgekit.preprocess import Preprocess, fit_pixels
 
@@ -51,8 +51,8 @@ def say(teacher: Teacher, pixels: NDArray[np.uint8], views: Views | None) -> NDA
     Args:
         teacher: frozen.
         pixels: (B, S, S, 3), cut and flipped already.
-        views: gives the colours; None leaves them. What is erased, only the student misses.
+        views: gives colours and operations; None leaves them out. What is erased, only the student misses.
     """
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div(255)
-    rows: NDArray[np.float16] = teacher(images if views is None else colour(images, views)).cpu().numpy()
+    rows: NDArray[np.float16] = teacher(images if views is None else retouch(images, views)).cpu().numpy()
     return rows.astype(np.float16)

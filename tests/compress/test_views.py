@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from edgekit.compress.pixels import squeeze_pixels
 from edgekit.compress.randomness import sample_ids
 from edgekit.compress.recipe import AugmentConfig
-from edgekit.compress.views import Views, colour, draw_views, erase, plain_views, render
+from edgekit.compress.views import VIEW_FIELDS, Views, colour, draw_views, erase, plain_views, render
 from edgekit.preprocess import Preprocess, fit_pixels
 
 CONTRACT = Preprocess(64, 72)
@@ -46,7 +46,8 @@ def one_view(
     def row(values: tuple[float, ...]) -> NDArray[np.float32]:
         return np.array([values], np.float32)
 
-    return Views(row(box), np.array([flip]), row(colours), row(erased))
+    none = np.zeros((1, 0), np.float32)
+    return Views(row(box), np.array([flip]), row(colours), row(erased), none.astype(np.int8), none)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (150, 100), (90, 200)])
@@ -83,8 +84,8 @@ def test_every_picture_of_a_batch_gets_its_own_view() -> None:
         one_view((0.1, 0.2, 0.5, 0.4), True, (1.2, 0.8, 1.1)),
         one_view((0, 0.1, 0.9, 0.9), False, (0.7, 1.3, 0.5)),
     ]
-    parts = zip(*((v.boxes, v.flips, v.colours, v.erased) for v in views), strict=True)
-    together = render(pixels, Views(*(np.concatenate(part) for part in parts)), 64)
+    both = Views(*(np.concatenate([getattr(view, name) for view in views]) for name in VIEW_FIELDS))
+    together = render(pixels, both, 64)
     for number, view in enumerate(views):
         assert torch.allclose(together[number : number + 1], render(pixels[number : number + 1], view, 64), atol=1e-6)
 

@@ -141,16 +141,12 @@ class DistillTask:
 
         The batches are those of one process, so that the numbers are, too.
         """
-        processes, count = joined(), len(self._val_labels)
-        logits = embedding = torch.zeros(0)
-        for number, at in enumerate(range(0, count, step)):
-            if number % processes.world != processes.rank and number:
-                continue  # the first one is everybody's: it tells the widths
+        processes, count, spec = joined(), len(self._val_labels), self.student.spec
+        logits = torch.zeros(count, spec.num_classes, device=device)
+        embedding = torch.zeros(count, spec.embed_dim, device=device)
+        for at in range(processes.rank * step, count, processes.world * step):
             output = model(_images(self.data.val.pixels[at : at + step], device))
-            if not number:
-                embedding, logits = (values.new_zeros(count, values.shape[1]).float() for values in output)
-            if number % processes.world == processes.rank:
-                logits[at : at + step], embedding[at : at + step] = output.logits, output.embedding
+            logits[at : at + step], embedding[at : at + step] = output.logits, output.embedding
         return processes.fill(logits).cpu(), processes.fill(embedding).cpu()
 
     def save(self, path: Path, model: nn.Module) -> None:

@@ -181,6 +181,7 @@ def export_text_coreml(conversion: TextConversion, out: Path, precision: Precisi
     sample = torch.ones(1, model.max_length, dtype=torch.int32)
     with quiet(), torch.no_grad():
         exported = torch.export.export(model, (sample,)).run_decompositions({})
+        _without_aliases(exported)
         package = coremltools.convert(
             exported,
             convert_to="mlprogram",
@@ -194,6 +195,16 @@ def export_text_coreml(conversion: TextConversion, out: Path, precision: Precisi
         package.user_defined_metadata[f"edgekit.{key}"] = text
     package.short_description = "Text classifier and embedding, made by edgekit"
     save_package(package, out)
+
+
+def _without_aliases(exported: torch.export.ExportedProgram) -> None:
+    """Take out operations that only rename a value: coremltools 9.0 does not know them."""
+    graph = exported.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target in (torch.ops.aten.alias.default, torch.ops.aten.detach_.default, torch.ops.aten.detach.default):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    exported.graph_module.recompile()
 
 
 TEXT_EXPORTERS: Mapping[Format, Callable[[TextConversion, Precision, Path], str]] = {

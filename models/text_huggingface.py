@@ -13,6 +13,9 @@ from edgekit.errors import LoadError, MissingExtraError, UsageError, first_line
 from edgekit.models.text_classifier import TextClassifier, TextSpec, build_text_classifier
 from edgekit.models.text_tokenizer_huggingface import HuggingFaceTokenizer
 
+_HIDDEN = -1e4
+"""Score of a position that does not count; it fits into float16."""
+
 
 class HuggingFaceEncoder(nn.Module):
     """Ids to features (B, features): the mean of the last hidden states over the positions that count.
@@ -41,8 +44,11 @@ class HuggingFaceEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (B, L) to features (B, features)."""
-        counts = (ids != self.padding).to(torch.int64)
-        hidden: Tensor = self.model(input_ids=ids.to(torch.int64), attention_mask=counts).last_hidden_state
+        counts = (ids != self.padding).float()
+        # a mask of four dimensions is taken as it is; out of one of two, transformers 5 builds one by operations that
+        # not every converter knows
+        mask = ((1 - counts) * _HIDDEN)[:, None, None, :]
+        hidden: Tensor = self.model(input_ids=ids.to(torch.int64), attention_mask=mask).last_hidden_state
         weights = counts.to(hidden.dtype)[:, :, None]
         # every text has its marks, so no sum is 0
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
@@ -106,4 +112,5 @@ def _transformers() -> Any:
         import transformers
     except ImportError as e:
         raise MissingExtraError("transformers", "text", "A Hugging Face encoder") from e
+    transformers.utils.logging.disable_progress_bar()  # of the weights that are read: they take no time
     return transformers

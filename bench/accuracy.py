@@ -16,6 +16,7 @@ from edgekit.bench.results import BenchRow
 from edgekit.bench.significance import ScoreError, compare_accuracy
 from edgekit.data import Sample, load_dataset
 from edgekit.errors import UsageError
+from edgekit.export.export_clips import frames_of
 from edgekit.export.session import FloatArray, Outputs, Session, run_batched
 from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess, load_batch
@@ -60,9 +61,19 @@ class Truth:
     samples: tuple[Sample, ...]
     labels: NDArray[np.int64]
     teacher: Outputs | None
+    frames: int = 1
+    """of each sample; with more than one the samples are clips."""
 
 
-def load_truth(data: Path, run: Path | None, *, val_fraction: float | None, max_images: int | None, seed: int) -> Truth:
+def load_truth(
+    data: Path,
+    run: Path | None,
+    *,
+    val_fraction: float | None,
+    max_images: int | None,
+    seed: int,
+    frames: int = 1,
+) -> Truth:
     """Read the validation split of `data`, and what the teacher of `run` said of it.
 
     Args:
@@ -71,12 +82,13 @@ def load_truth(data: Path, run: Path | None, *, val_fraction: float | None, max_
         val_fraction: as for distill.
         max_images: most pictures, spread evenly over the classes; None takes all.
         seed: of the split, where `val_fraction` makes one.
+        frames: that the models take; with more than one, `data` holds clips.
 
     Raises:
         DataError: the data cannot be used.
         LoadError: the run's teacher record is damaged.
     """
-    dataset = load_dataset(data, val_fraction=val_fraction, seed=seed)
+    dataset = load_dataset(data, val_fraction=val_fraction, seed=seed, kind="clips" if frames > 1 else "pictures")
     samples = dataset.val
     if max_images is not None and max_images < len(samples):
         rows = np.linspace(0, len(samples) - 1, max_images).round().astype(int)  # the list is sorted by class
@@ -85,7 +97,7 @@ def load_truth(data: Path, run: Path | None, *, val_fraction: float | None, max_
     said = record.select([sample.key for sample in samples]) if record is not None else None
     labels = np.array([sample.label for sample in samples], np.int64)
     teacher = {"embedding": said[0], "logits": said[1]} if said is not None else None
-    return Truth(dataset.root.name, dataset.classes, samples, labels, teacher)
+    return Truth(dataset.root.name, dataset.classes, samples, labels, teacher, frames)
 
 
 def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
@@ -94,18 +106,18 @@ def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
     parts: dict[str, list[Outputs]] = {state.candidate.name: [] for state in running}
     with bar("accuracy", len(truth.samples)) as advance:
         for at in range(0, len(truth.samples), _CHUNK):
-            paths = [sample.path for sample in truth.samples[at : at + _CHUNK]]
+            part = truth.samples[at : at + _CHUNK]
             batches: dict[Preprocess, FloatArray] = {}
             for state in (state for state in running if state.alive):
                 assert state.session is not None
                 contract = state.candidate.contract_for(state.session)
                 if contract not in batches:
-                    batches[contract] = load_batch(paths, contract)
+                    batches[contract] = _inputs(part, truth.frames, contract)
                 try:
                     parts[state.candidate.name].append(run_batched(state.session, batches[contract]))
                 except Exception as e:  # a native runtime raises its own types; the other candidates must go on
                     state.fail(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}")
-            advance(len(paths))
+            advance(len(part))
     for state in running:
         if state.alive:
             found = parts[state.candidate.name]
@@ -113,6 +125,13 @@ def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
     for state in states:
         if state.candidate.kind == "teacher" and state.row.status == "ok":
             state.outputs = truth.teacher
+
+
+def _inputs(samples: Sequence[Sample], frames: int, contract: Preprocess) -> FloatArray:
+    """Return pictures, or the frames of clips one clip after the other, as (N, 3, S, S) float32 in [0, 1]."""
+    if frames > 1:
+        return frames_of(samples, frames, contract)
+    return load_batch([sample.path for sample in samples], contract)
 
 
 def score(states: Sequence[State], truth: Truth, baseline: str) -> None:

@@ -31,6 +31,7 @@ class Candidate:
         size_bytes, parameters: None where unknown.
         timed: whether its latency means anything here.
         scored: whether it is run on the pictures; a teacher's answers are on record instead.
+        frames: pictures that it takes for one answer: 1, or those of a clip.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Candidate:
     parameters: int | None = None
     timed: bool = True
     scored: bool = True
+    frames: int = 1
 
     def contract_for(self, session: Session) -> Preprocess:
         """Return how pictures are prepared for this model."""
@@ -89,6 +91,7 @@ def artifact_candidates(paths: Sequence[Path], threads: int) -> list[Candidate]:
                 _contract(path),
                 size_bytes(path) if path.exists() else None,
                 timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
+                frames=_frames(path),
             )
         )
     return found
@@ -108,6 +111,13 @@ def _contract(path: Path) -> Preprocess | None:
     if not (path.parent / MANIFEST_FILE).is_file():
         return None
     return Preprocess.from_dict(read_manifest(path.parent).input.preprocess)
+
+
+def _frames(path: Path) -> int:
+    """Return how many frames the manifest beside a file says it takes."""
+    if not (path.parent / MANIFEST_FILE).is_file():
+        return 1
+    return read_manifest(path.parent).input.frames
 
 
 def student_candidate(run: Path, threads: int) -> Candidate:
@@ -130,6 +140,7 @@ def student_candidate(run: Path, threads: int) -> Candidate:
         student.spec.preprocess,
         student_file(run).stat().st_size,
         count_parameters(student),
+        frames=student.spec.frames,
     )
 
 
@@ -138,7 +149,9 @@ def teacher_candidate(run: Path, threads: int) -> Candidate | None:
     record = read_record(run) if run.is_dir() else None
     if record is None:
         return None
-    recorded: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))["teacher"]
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    recorded: dict[str, Any] = facts["teacher"]
+    frames = int(facts["student"].get("frames", 1))
     if recorded["fingerprint"] is None:
         return Candidate("teacher", "teacher", "embeddings", "fp16", _OnRecord, timed=False, scored=False)
     parameters: int | None = recorded["parameters"]
@@ -147,11 +160,12 @@ def teacher_candidate(run: Path, threads: int) -> Candidate | None:
         "teacher",
         "onnx" if str(recorded["name"]).endswith(".onnx") else "pytorch",
         "fp32",
-        lambda: _TeacherSession(str(recorded["name"]), str(recorded["fingerprint"]), threads),
+        lambda: _TeacherSession(str(recorded["name"]), str(recorded["fingerprint"]), threads, frames),
         None,
         4 * parameters if parameters else None,
         parameters,
         scored=False,
+        frames=frames,
     )
 
 
@@ -166,9 +180,9 @@ class _OnRecord:
 
 
 class _TeacherSession:
-    """The teacher itself, to be timed at its own input size."""
+    """The teacher itself, to be timed at its own input size; of a clip student's, on as many frames at once."""
 
-    def __init__(self, name: str, fingerprint: str, threads: int) -> None:
+    def __init__(self, name: str, fingerprint: str, threads: int, frames: int) -> None:
         import torch
 
         from edgekit.models.teacher import load_teacher
@@ -178,7 +192,7 @@ class _TeacherSession:
             raise UsageError(f"the teacher {name} is not the one that the run was distilled from: its weights differ")
         self._threads = threads
         size = self._teacher.preprocess.image_size
-        self.input_shape = (None, 3, size, size)
+        self.input_shape = (None if frames == 1 else frames, 3, size, size)
         runtime = "onnxruntime" if name.endswith(".onnx") else "torch"
         self.info = RuntimeInfo(runtime, torch.__version__, threads, "eager")
 

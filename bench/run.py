@@ -76,6 +76,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> BenchRep
             val_fraction=config.val_fraction,
             max_images=config.max_images,
             seed=config.seed,
+            frames=_frames(states),
         )
         run_pictures(states, truth, bar)
         score(states, truth, baseline)
@@ -84,7 +85,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> BenchRep
         rows=tuple(state.row for state in states),
         baseline=baseline,
         machine=machine,
-        data=f"{len(truth.samples)} pictures of {truth.name}" if truth else None,
+        data=f"{len(truth.samples)} {'clips' if truth.frames > 1 else 'pictures'} of {truth.name}" if truth else None,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         edgekit_version=metadata.version("edgekit"),
         latency_config=config.latency,
@@ -102,6 +103,19 @@ def _candidates(config: BenchConfig) -> list[Candidate]:
     if not found:
         raise UsageError("nothing to bench: give artifacts, bundles, or --baseline RUN")
     return found
+
+
+def _frames(states: Sequence[State]) -> int:
+    """Return how many frames all candidates take.
+
+    Raises:
+        UsageError: some take pictures and some clips, or clips of several lengths.
+    """
+    taken = {state.candidate.frames: state.candidate.name for state in states}
+    if len(taken) > 1:
+        named = ", ".join(f"{name} takes {frames}" for frames, name in sorted(taken.items()))
+        raise UsageError(f"these models do not take the same pictures for one answer: {named}; bench them apart")
+    return next(iter(taken))
 
 
 def _open(candidate: Candidate) -> State:

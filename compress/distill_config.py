@@ -10,7 +10,7 @@ from edgekit.compress.recipe import Recipe
 from edgekit.compress.store.format import is_store
 from edgekit.errors import UsageError
 from edgekit.models.prompts import TEMPLATES
-from edgekit.models.student import check_arch
+from edgekit.models.student import check_arch, has_fixed_size
 
 MOST_FRAMES = 64
 """Of one clip; each goes through the whole backbone."""
@@ -82,6 +82,11 @@ class DistillConfig:
         if self.init_from is not None and self.student_weights is not None:
             raise UsageError("--init-from and --student-weights exclude each other; give one")
         check_arch(self.student)
+        if self.recipe.grow_from < 1 and has_fixed_size(self.student):
+            raise UsageError(
+                f"--student {self.student} takes pictures of one size only, and the recipe begins with smaller ones "
+                f"(grow_from {self.recipe.grow_from:g}): set grow_from: 1 in a recipe of your own"
+            )
         pretrained = self.init_from is not None or self.student_weights is not None or "." in self.student
         if self.recipe.freeze and not pretrained:
             raise UsageError(

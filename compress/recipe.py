@@ -17,6 +17,9 @@ from edgekit.compress.schedule import ScheduleConfig
 from edgekit.errors import UsageError, did_you_mean
 
 _Model = TypeVar("_Model", bound=BaseModel)
+SIZE_STEP = 32
+"""Growing pictures keep to multiples of what most backbones halve a picture down by."""
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -139,6 +142,9 @@ class Recipe(_Frozen):
         views: augmented views per picture that the teacher embeds once; training cycles through them. 0 means that
             the teacher sees only the plain picture while the student's view is augmented afresh.
         init_classifier: start the student's classifier from the teacher's class weights.
+        grow_from: share of the image size that training begins with; 1 trains at the full size all the time.
+        grow_until: share of the epochs after which the size is full; small pictures cost less, and the last epochs
+            see what the student will (progressive learning, EfficientNetV2, arXiv 2104.00298, §4).
         freeze: early stages of the backbone, the stem being the first, that stay as they come, batch norms included.
         dropout: share of the embedding that the classifier does not see in a step.
     """
@@ -157,6 +163,8 @@ class Recipe(_Frozen):
     init_classifier: bool = False
     freeze: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    grow_from: float = Field(default=1.0, gt=0, le=1)
+    grow_until: float = Field(default=0.5, ge=0, le=1)
     augment: AugmentConfig = AugmentConfig()
     fit: FitConfig = FitConfig()
 
@@ -170,6 +178,14 @@ class Recipe(_Frozen):
     def needs_teacher(self) -> bool:
         """Whether any loss reads the teacher."""
         return any(weight > 0 for name, weight in self.weights.items() if name != "task")
+
+    def train_size(self, epoch: int, full: int) -> int:
+        """Return the side in pixels of the pictures of a 1-based epoch: multiples of 32, the last one `full`."""
+        growing = self.grow_until * self.fit.epochs
+        if self.grow_from == 1 or epoch > growing:
+            return full
+        share = self.grow_from + (1 - self.grow_from) * (epoch - 1) / growing
+        return min(full, max(SIZE_STEP, round(share * full / SIZE_STEP) * SIZE_STEP))
 
     @property
     def weights(self) -> dict[str, float]:

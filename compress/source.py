@@ -124,7 +124,7 @@ def make_batch(
     """
     views, teacher = epoch_views(decoded, said, moment)
     pixels = torch.from_numpy(decoded.pixels).to(moment.device).permute(0, 3, 1, 2)
-    images = render(pixels, views, moment.contract.image_size)
+    images = render(pixels, views, moment.recipe.train_size(moment.epoch, moment.contract.image_size))
     if moment.recipe.fit.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return Batch(

@@ -113,6 +113,12 @@ def check_arch(arch: str) -> str:
     return arch
 
 
+def has_fixed_size(arch: str) -> bool:
+    """Return whether `arch` is built for one input size, as vision transformers with position embeddings are."""
+    config = timm.get_pretrained_cfg(arch.partition(".")[0])
+    return config is not None and bool(config.fixed_input_size)
+
+
 def student_preprocess(arch: str, image_size: int) -> Preprocess:
     """Return the preprocessing that timm states for `arch` (and the tag of its weights), at `image_size` pixels."""
     config = timm.get_pretrained_cfg(check_arch(arch))
@@ -137,8 +143,7 @@ def create_backbone(arch: str, image_size: int, *, pretrained: bool = False) -> 
     """
     check_arch(arch)
     base = arch.partition(".")[0]
-    config = timm.get_pretrained_cfg(base)
-    options: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": image_size} if has_fixed_size(base) else {}
     with warnings.catch_warnings():
         # timm 1.0 maps its own deprecated aliases with a warning; the name still builds the right net
         warnings.filterwarnings("ignore", message="Mapping deprecated model name", category=UserWarning)

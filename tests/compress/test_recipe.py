@@ -121,3 +121,16 @@ def test_a_teacher_is_needed_where_a_loss_reads_it() -> None:
     assert not Recipe(name="alone", alpha=0, beta=0).needs_teacher
     assert Recipe(name="feature", alpha=1, beta=0).needs_teacher
     assert Recipe(name="response", alpha=0, beta=1).needs_teacher
+
+
+def test_pictures_grow_to_the_full_size_and_stay_there() -> None:
+    grow = load_recipe("edge", {"grow_from": 0.5, "grow_until": 0.5, "fit": {"epochs": 20}})
+    sizes = [grow.train_size(epoch, 256) for epoch in range(1, 21)]
+    assert sizes[0] == 128
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {128, 160, 192, 224, 256}
+    assert sizes[10:] == [256] * 10
+    steady = load_recipe("edge", {"grow_from": 1.0})
+    assert {steady.train_size(epoch, 250) for epoch in range(1, 21)} == {250}
+    assert grow.train_size(1, 40) == 32
+    assert load_recipe("edge", {"grow_from": 0.1, "grow_until": 0.0}).train_size(1, 128) == 128

@@ -89,7 +89,8 @@ def read_origin_config(path: Path) -> OriginConfig:
     """
     options: dict[str, Any] = {}
     given_by: dict[str, str] = {}
-    without_effect, unread = [], []
+    without_effect: list[str] = []
+    unread: list[str] = []
     for key, value in _pairs(path):
         option = _OPTION_OF.get(key.lower())
         if option is None:

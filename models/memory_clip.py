@@ -90,24 +90,29 @@ class MemoryClip(Clip):
         self.memory = nn.Parameter(torch.empty(1, spec.memory_slots, width))
         self.memory_norm = nn.LayerNorm(width)
         self.patches = nn.Conv2d(3, width, patch, stride=patch)
-        self.vision = _Tower(spec, (side // patch) ** 2, causal=False)
+        self.picture_tower = _Tower(spec, (side // patch) ** 2, causal=False)
         self.token = nn.Embedding(spec.vocab_size, width)
-        self.text = _Tower(spec, spec.context_length, causal=True)
-        for learned in (self.memory, self.token.weight, self.vision.position, self.text.position):
+        self.caption_tower = _Tower(spec, spec.context_length, causal=True)
+        for learned in (self.memory, self.token.weight, self.picture_tower.position, self.caption_tower.position):
             nn.init.normal_(learned, std=0.02)
+
+    @property
+    def image_tower(self) -> nn.Module:
+        """The layers over the patches."""
+        return self.picture_tower
 
     def _embed_image(self, normalised: Tensor) -> Tensor:
         pieces = self.patches(normalised).flatten(2).transpose(1, 2)
-        seen = self.vision(pieces, self.memory_norm(self.memory)).mean(dim=1)
-        embedding: Tensor = self.vision.projection(seen)
+        seen = self.picture_tower(pieces, self.memory_norm(self.memory)).mean(dim=1)
+        embedding: Tensor = self.picture_tower.projection(seen)
         return embedding
 
     def _embed_text(self, tokens: Tensor) -> Tensor:
-        read = self.text(self.token(tokens), self.memory_norm(self.memory))
+        read = self.caption_tower(self.token(tokens), self.memory_norm(self.memory))
         ends = tokens.argmax(dim=1)  # the end mark is the highest id, and nothing before it sees the padding
-        embedding: Tensor = self.text.projection(read[torch.arange(len(read), device=read.device), ends])
+        embedding: Tensor = self.caption_tower.projection(read[torch.arange(len(read), device=read.device), ends])
         return embedding
 
     def checkpoint_blocks(self) -> None:
         """Keep no activations inside the layers; they are computed again on the way back."""
-        self.vision.checkpointing = self.text.checkpointing = True
+        self.picture_tower.checkpointing = self.caption_tower.checkpointing = True

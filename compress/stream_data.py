@@ -145,6 +145,7 @@ class _Probed:
             except ImageError:
                 continue  # the teacher could not see it either
             readable.append(picture)
+        readable.sort(key=lambda picture: picture.key)  # the probe's sums are those of a folder
         labels = torch.tensor([self.dataset.label_of(picture.label) for picture in readable])
         keys = [picture.key for picture in readable]
         return labels, self.said.stores.one(number).table("train", keys, _ids(readable))

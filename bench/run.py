@@ -166,5 +166,7 @@ def _call(session: Session) -> Callable[[], object]:
 
 
 def _notes(states: Sequence[State]) -> tuple[str, ...]:
-    notes = [f"{s.candidate.name}: {s.row.runtime.note}" for s in states if s.row.runtime and s.row.runtime.note]
+    frames = max((state.candidate.frames for state in states), default=1)
+    notes = [f"Latency is of one clip of {frames} frames, the teacher's as well."] if frames > 1 else []
+    notes += [f"{s.candidate.name}: {s.row.runtime.note}" for s in states if s.row.runtime and s.row.runtime.note]
     return tuple(dict.fromkeys(notes))

@@ -264,8 +264,20 @@ def joined() -> Processes:
 
 
 def world_size() -> int:
-    """Return how many processes the launcher says it started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return how many processes the launcher says it started: torchrun, Accelerate, or mpirun."""
+    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    return max(int(os.environ.get(name, "1")) for name in names)
+
+
+def missing_launcher() -> str | None:
+    """Return a warning where `accelerate launch` was asked for several processes and started one; else None."""
+    env = os.environ
+    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and world_size() == 1:
+        return (
+            "accelerate launch was asked for several processes and started one, as it does where it finds no GPUs "
+            "(accelerate 1.15): add --multi_gpu, which works on CPUs too, or use torchrun --nproc-per-node"
+        )
+    return None
 
 
 def _leave() -> None:

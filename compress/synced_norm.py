@@ -60,8 +60,8 @@ class SyncedBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (B, C, …) per channel."""
         tracked = self.running_mean is not None and self.running_var is not None
-        if not self.training and tracked:
-            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if not self.training:  # each process may evaluate on its own
+            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, not tracked, 0.0, self.eps)
         else:
             mean, variance, count = _statistics(x)
             if tracked:

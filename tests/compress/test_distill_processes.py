@@ -125,7 +125,7 @@ def evaluate(out: Path) -> None:
     """Evaluate a net of random weights on random pictures, 3 batches and a piece of one."""
     rng = np.random.default_rng(0)
     count, dim = 3 * EVAL_BATCH + 7, 6
-    samples = tuple(Sample(Path(f"{n}.png"), f"{n}.png", n % 3) for n in range(count))
+    samples = tuple(Sample(f"{n}.png", Path(f"{n}.png"), n % 3) for n in range(count))
     pixels = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     store = PixelStore(samples, pixels, np.ones(count, np.float32), {})
     contract = student_preprocess("test_byobnet", 32)

@@ -61,7 +61,7 @@ class ClipSource:
         picks = segment_frames(fit.seed, epoch, self._ids[rows], self.frames, self.train.pixels.shape[1])
         views, teacher = self._views(rows, picks, epoch)
         pixels = to_frames(self.train.pixels[rows[:, None], picks]).to(device)
-        images = render_clips(pixels, views, self.contract.image_size)
+        images = render_clips(pixels, views, self.recipe.train_size(epoch, self.contract.image_size))
         if fit.channels_last:  # of the frames, which the student takes as one batch
             frames = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             images = frames.view(images.shape)

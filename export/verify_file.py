@@ -106,7 +106,8 @@ def _in_own_runtime(
 
 def _golden(record: FileRecord, manifest: Manifest, golden: Golden, found: Outputs, name: str) -> Check:
     parity, problems = golden_parity(found, golden, manifest.outputs, GATES[record.precision])
-    return Check(record.path, name, not problems, "; ".join(problems) if problems else describe(parity))
+    what = "clips" if manifest.input.frames > 1 else "pictures"
+    return Check(record.path, name, not problems, "; ".join(problems) if problems else describe(parity, what))
 
 
 def golden_parity(

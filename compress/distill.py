@@ -21,7 +21,7 @@ from edgekit.compress.loop import fit, pick_device
 from edgekit.compress.phases import EarlierPhase, load_phase, take_over
 from edgekit.compress.plan_ahead import refuse_restarts
 from edgekit.compress.probe import ClassHead
-from edgekit.compress.processes import Processes, join
+from edgekit.compress.processes import Processes, join, missing_launcher
 from edgekit.compress.progress import TrainingDisplay
 from edgekit.compress.run_folder import MutedRunFolder, RunFolder
 from edgekit.compress.run_lock import locked, refuse_locked
@@ -56,6 +56,8 @@ def distill(
         SystemExit: another process of this run failed, and has said why.
     """
     processes = join(pick_device(config.recipe.fit))
+    if (warning := missing_launcher()) is not None:
+        terminal.warn(warning)
     with processes.together():
         config.check()
         resume, changes = processes.from_main(lambda: _look(config, overwrite, resume, allow_change))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections import Counter
@@ -128,8 +129,9 @@ def load_texts(files: TextFiles, seed: int = 0) -> TextDataset:
     classes = _classes(rows["train"], files)
     splits = {name: _split(found, classes, soft=soft) for name, found in rows.items()}
     notes = []
-    if empty := sum(not text.strip() for text in splits["train"].texts):
-        splits["train"] = splits["train"].take(np.array([r for r, t in enumerate(splits["train"].texts) if t.strip()]))
+    filled = np.flatnonzero([bool(text.strip()) for text in splits["train"].texts])
+    if empty := len(splits["train"]) - len(filled):
+        splits["train"] = splits["train"].take(filled)
         notes.append(f"{empty} training texts are empty and left out")
     notes += [
         f"{count} {name} texts are empty; they count as they are, and the model can only guess"
@@ -169,7 +171,8 @@ def _read(path: Path, files: TextFiles) -> Iterator[_Row]:
     except UnicodeDecodeError as e:
         line = 1 + e.object[: e.start].count(b"\n")
         raise DataError(f"{path}:{line} is not UTF-8 (byte {e.start}); convert the file: iconv -t UTF-8") from e
-    lines = content.splitlines(keepends=True) if path.suffix.lower() != ".jsonl" else content.split("\n")
+    # not `splitlines`, for which letters like U+2028 end a line, too
+    lines = list(io.StringIO(content, newline=""))
     records = _json_records(path, lines) if path.suffix.lower() == ".jsonl" else _table_records(path, lines, files)
     none = True
     for place, record in records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,14 @@ def _positions(config: Any, padding: int) -> int:
 
 
 def _transformers() -> Any:
+    logger = logging.getLogger("torch.utils._pytree")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # torchao 0.18, which transformers loads, does what torch 2.14 warns of
     try:
         import transformers
     except ImportError as e:
         raise MissingExtraError("transformers", "text", "A Hugging Face encoder") from e
+    finally:
+        logger.setLevel(level)
     transformers.utils.logging.disable_progress_bar()  # of the weights that are read: they take no time
     return transformers

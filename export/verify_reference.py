@@ -49,7 +49,7 @@ def verify_against(path: Path, reference: Path, data: Path | None, threads: int)
         try:
             parity = compare_outputs(expected, run_batched(open_session(file, threads), images))
             problems = failures(parity, GATES[precision])
-            detail = "; ".join([*problems, describe(parity)])
+            detail = "; ".join([*problems, describe(parity, "clips" if frames > 1 else "pictures")])
         except (EdgekitError, ValueError) as e:
             problems, detail = (str(e),), str(e)
         checks.append(Check(file.name, f"parity with {reference.name}", not problems, detail))
@@ -62,7 +62,7 @@ def _files(path: Path) -> Iterator[tuple[Path, Precision]]:
             yield resolve(path, record.path), record.precision
         return
     format_of(path)
-    named: list[Precision] = [p for p in ("fp32", "fp16", "int8") if p in path.name.split(".")]
+    named: list[Precision] = [p for p in GATES if p in path.name.split(".")]
     if len(named) != 1:
         raise UsageError(f"{path.name} does not say its precision; name it model.fp32|fp16|int8{path.suffix}")
     yield path, named[0]

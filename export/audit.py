@@ -137,21 +137,24 @@ def check_precision(path: Path, claimed: Precision) -> tuple[str, ...]:
 
     - fp32: stored as fp32, and no product in 8 bits.
     - fp16: stored as fp16; in Core ML packages, where the arithmetic is a choice of the file's, computed so, too.
-    - int8: stored in 8 bits; ONNX and TFLite files also compute in 8 bits, statically or dynamically, and ONNX
+    - int8, mixed: stored in 8 bits; ONNX and TFLite files also compute in 8 bits, statically or dynamically, and ONNX
       Runtime makes integer kernels of at least half of the products that the file marks as such. A Core ML package
       with 8-bit weights and float16 arithmetic is int8 (its recipe says so).
+    - dynamic, w8, palettes: stored in as many bits; of dynamic ones some products are in 8 bits, with dynamic ranges.
 
     Raises as `audit`, and LoadError where ONNX Runtime rejects the file.
     """
     found = audit(path)
-    needs_runtime = claimed == "int8" and found.format == "onnx" and marked_products(found)
+    needs_runtime = claimed in ("int8", "mixed") and found.format == "onnx" and marked_products(found)
     return precision_reasons(found, audit_runtime(path) if needs_runtime else None, claimed)
 
 
 def precision_reasons(found: Audit, runtime: RuntimeAudit | None, claimed: Precision) -> tuple[str, ...]:
     """Return what `check_precision` returns, from audits that were made already; no runtime's is None."""
-    if claimed == "int8":
+    if claimed in ("int8", "mixed"):
         return _int8_reasons(found, runtime)
+    if claimed in _COMPRESSED:
+        return _compressed_reasons(found, claimed)
     if found.precision != claimed:
         return (_storage_reason(found, claimed),)
     by_dtype = found.macs_by_dtype()
@@ -160,6 +163,24 @@ def precision_reasons(found: Audit, runtime: RuntimeAudit | None, claimed: Preci
         return (f"it claims fp32, but {_percent(coded, total)} of its multiply-accumulates are in 8 bits",)
     if claimed == "fp16" and found.format == "coreml" and 2 * by_dtype.get("fp16", 0) < total:
         return (f"it claims fp16, but only {_percent(by_dtype.get('fp16', 0), total)} of its arithmetic is float16",)
+    return ()
+
+
+_COMPRESSED: Mapping[Precision, tuple[StoredPrecision, ...]] = {
+    "dynamic": ("int8-dynamic", "int8-weights"),
+    "w8": ("int8-weights",),
+    "palette8": ("int8-weights",),
+    "palette6": ("sub-8-bit",),
+    "palette4": ("sub-8-bit",),
+}
+"""What files of a claimed precision are found to be. Dynamic ones have some of their products in float, or most."""
+
+
+def _compressed_reasons(found: Audit, claimed: Precision) -> tuple[str, ...]:
+    if found.precision not in _COMPRESSED[claimed]:
+        return (_storage_reason(found, claimed),)
+    if claimed == "dynamic" and not found.macs_by_dtype().get(DYNAMIC, 0):
+        return ("it claims dynamic, but none of its products takes its range from the picture",)
     return ()
 
 

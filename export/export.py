@@ -6,22 +6,28 @@ import datetime
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from edgekit import atomic
 from edgekit.data import ImageDataset, load_dataset
-from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
-from edgekit.export.audit import check_precision
+from edgekit.errors import LoadError, UsageError, VerificationError
+from edgekit.export.attempt import Attempt as Attempt
+from edgekit.export.attempt import Workshop
+from edgekit.export.auto import choose_precision
+from edgekit.export.auto_table import COLUMNS, table_rows, title
+from edgekit.export.candidates import ChoiceConfig
 from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
 from edgekit.export.export_clips import ExportClips
 from edgekit.export.export_pictures import ExportPictures
-from edgekit.export.exporters import DYNAMIC_BATCH, EXPORTERS, Conversion
+from edgekit.export.exporters import DYNAMIC_BATCH, Conversion
 from edgekit.export.golden import write_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
@@ -29,15 +35,13 @@ from edgekit.export.manifest import (
     FileRecord,
     InputContract,
     Manifest,
-    PortRecord,
     layouts,
     sha256_of,
 )
 from edgekit.export.model_card import model_card
-from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, failures
-from edgekit.export.ports import ports_of
-from edgekit.export.runtimes import SUFFIX_OF, Format, open_session, size_bytes
-from edgekit.export.session import FloatArray, Outputs, run_batched
+from edgekit.export.parity import Precision
+from edgekit.export.runtimes import Format
+from edgekit.export.session import Outputs, run_batched
 from edgekit.listing import Kind
 from edgekit.models.checkpoint import load_student, student_file
 from edgekit.models.complexity import measure_complexity
@@ -56,6 +60,8 @@ class ExportConfig:
         run: run folder or checkpoint.
         output: the bundle folder.
         formats, precisions: every combination is made.
+        auto: choose one quantized file for each format, by measurement.
+        max_drop: points of accuracy (0 to 100) that the chosen one may lose against fp32.
         data: pictures for calibration and comparison; None takes the data that the run was trained on.
         val_fraction: as for distill; None takes the run's.
         outputs: of the files, in order.
@@ -76,28 +82,8 @@ class ExportConfig:
     comparison_images: int = 256
     dynamic_batch: bool = False
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One file: made and compared, or why not."""
-
-    name: str
-    format: Format
-    precision: Precision
-    recipe: str = ""
-    size_bytes: int = 0
-    parity: Parity | None = None
-    runtime: Mapping[str, Any] | None = None
-    inputs: tuple[PortRecord, ...] = ()
-    outputs: tuple[PortRecord, ...] = ()
-    problems: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping."""
-        ports = {name: [port.model_dump() for port in vars(self)[name]] for name in ("inputs", "outputs")}
-        parity = self.parity.to_dict() if self.parity else None
-        return {**vars(self), **ports, "parity": parity, "passed": not self.problems}
+    auto: bool = False
+    max_drop: float = 1.0
 
 
 def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = False) -> list[Attempt]:
@@ -129,51 +115,35 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
         tempfile.TemporaryDirectory(prefix="edgekit-export-") as work,
     ):
         conversion = Conversion(model, pictures.calibration, Path(work), _texts(student), config.dynamic_batch)
-        attempts = [
-            _attempt(conversion, form, precision, bundle, (pictures.comparison, expected), terminal)
-            for form in config.formats
-            for precision in config.precisions
-        ]
+        workshop = Workshop(conversion, (pictures.comparison, expected))
+        attempts = _make_all(config, workshop, _labels(dataset, pictures), terminal)
         if all(attempt.problems for attempt in attempts):
             raise VerificationError(f"no file passed, so no bundle was written to {config.output}")
+        for attempt in attempts:
+            if not attempt.problems:
+                shutil.move(str(workshop.path(attempt)), bundle / attempt.name)
         _write_bundle(bundle, config, student, pictures, expected, attempts)
     return attempts
 
 
-def _attempt(
-    conversion: Conversion,
-    form: Format,
-    precision: Precision,
-    bundle: Path,
-    comparison: tuple[FloatArray, Outputs],
-    terminal: Terminal,
-) -> Attempt:
-    """Make one file, open it again and compare; it reaches its final name only if it passes."""
-    name = f"model.{precision}{SUFFIX_OF[form]}"
-    if conversion.dynamic_batch and not DYNAMIC_BATCH[form]:
-        terminal.warn(f"{name}: --dynamic-batch is not for {form}; the batch stays 1")
-    made = conversion.work / name
-    images, expected = comparison
-    try:
-        recipe = EXPORTERS[form](conversion, precision, made)
-        session = open_session(made)
-        parity = compare_outputs(expected, run_batched(session, images))
-        problems = failures(parity, GATES[precision]) + check_precision(made, precision)
-        ports = ports_of(made)
-        info = asdict(session.info)
-        attempt = Attempt(name, form, precision, recipe, size_bytes(made), parity, info, *ports, problems)
-    except EdgekitError as e:
-        attempt = Attempt(name, form, precision, problems=(str(e),))
-    except Exception as e:  # converters raise their own types; one format's failure must not take the others along
-        reason = str(e).strip().splitlines()[-1][:300] if str(e).strip() else ""
-        attempt = Attempt(name, form, precision, problems=(f"{type(e).__name__}: {reason}",))
-        terminal.detail(f"{name}: {e!r}")
-    if attempt.problems:
-        terminal.say(f"{name}  FAILED: {'; '.join(attempt.problems)}")
-    else:
-        shutil.move(str(made), bundle / name)
-        terminal.detail(f"{name}  {human_bytes(attempt.size_bytes)}  {attempt.recipe}")
-    return attempt
+def _make_all(config: ExportConfig, workshop: Workshop, labels: NDArray[np.int64], terminal: Terminal) -> list[Attempt]:
+    """Make the files that were asked for, and those that `auto` chooses; a file of both is there once."""
+    found: dict[str, Attempt] = {}
+    for form in config.formats:
+        if config.dynamic_batch and not DYNAMIC_BATCH[form]:
+            terminal.warn(f"--dynamic-batch is not for {form}; the batch stays 1")
+        for precision in config.precisions:
+            attempt = workshop.make(form, precision)
+            found[attempt.name] = attempt
+        if config.auto:
+            choice = choose_precision(workshop, form, labels, ChoiceConfig(config.max_drop))
+            terminal.table(COLUMNS, table_rows(choice), title=title(choice))
+            found[choice.attempt.name] = choice.attempt
+    for attempt in found.values():
+        terminal.detail(f"{attempt.name}  {human_bytes(attempt.size_bytes)}  {attempt.recipe}")
+        if attempt.problems:
+            terminal.say(f"{attempt.name}  FAILED: {'; '.join(attempt.problems)}")
+    return list(found.values())
 
 
 def _choose(config: ExportConfig, spec: StudentSpec, dataset: ImageDataset) -> ExportPictures:
@@ -198,6 +168,12 @@ def run_dataset(config: ExportConfig, frames: int = 1) -> ImageDataset:
     if not source.exists():
         raise UsageError(f"the data that {config.run} was trained on is not at {source} any more; pass --data DIR")
     return load_dataset(source, val_fraction=fraction, seed=seed, kind=kind).without(broken)
+
+
+def _labels(dataset: ImageDataset, pictures: ExportPictures) -> NDArray[np.int64]:
+    """Return the classes of the comparison pictures, in their order."""
+    by_key = {sample.key: sample.label for sample in dataset.val}
+    return np.array([by_key[key] for key in pictures.comparison_hashes], np.int64)
 
 
 def _check_classes(student: Student, dataset: ImageDataset) -> None:
@@ -249,6 +225,7 @@ def _write_bundle(
         golden_sha256=sha256_of(bundle / GOLDEN_FILE),
         calibration=pictures.calibration_hashes,
         verification=pictures.comparison_hashes,
+        choices=tuple(dict(attempt.choice) for attempt in attempts if attempt.choice is not None),
     )
     atomic.write_text(bundle / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
     atomic.write_text(bundle / "MODEL_CARD.md", model_card(manifest))

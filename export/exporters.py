@@ -1,18 +1,16 @@
-"""One exporter per format: how a deployed student becomes a file of a given precision."""
+"""One writer per format: how a deployed student becomes a file of a given precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from edgekit.export.deploy import DeployModel
 from edgekit.export.parity import Precision
+from edgekit.export.precisions import MEANING, check_pairs
 from edgekit.export.runtimes import SUFFIX_OF, Format
 from edgekit.export.session import FloatArray
-
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -53,17 +51,7 @@ class Conversion:
             yield self.calibration[at : at + rows]
 
 
-class Exporter(Protocol):
-    """Write `out` at `precision`; return what a reader of the table must know about how.
-
-    Raises:
-        MissingExtraError: the format's packages are not installed.
-    """
-
-    def __call__(self, conversion: Conversion, precision: Precision, out: Path) -> str: ...
-
-
-def _onnx(conversion: Conversion, precision: Precision, out: Path) -> str:
+def _onnx(conversion: Conversion, precision: Precision, out: Path) -> None:
     from edgekit.export.onnx import export_onnx
 
     def make_float(path: Path) -> None:
@@ -79,20 +67,23 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> str:
 
     if precision == "fp32":
         make_float(out)
-        return "float32 weights and arithmetic"
+        return
     base = conversion.base("onnx", make_float)
-    if precision == "fp16":
-        from edgekit.export.onnx_fp16 import halve_onnx
+    from edgekit.export.onnx_fp16 import halve_onnx
+    from edgekit.export.onnx_int8 import Int8Config, quantize_onnx
+    from edgekit.export.onnx_weights import quantize_onnx_dynamic, quantize_onnx_weights
 
-        halve_onnx(base, out)
-        return "float16 weights, float32 arithmetic"
-    from edgekit.export.onnx_int8 import quantize_onnx
+    writers: Mapping[Precision, Callable[[], object]] = {
+        "fp16": lambda: halve_onnx(base, out),
+        "int8": lambda: quantize_onnx(base, out, conversion.batches),
+        "mixed": lambda: quantize_onnx(base, out, conversion.batches, Int8Config(mixed=True)),
+        "dynamic": lambda: quantize_onnx_dynamic(base, out),
+        "w8": lambda: quantize_onnx_weights(base, out),
+    }
+    writers[precision]()
 
-    quantize_onnx(base, out, conversion.batches)
-    return "static: 8-bit weights per channel and 8-bit activations in convolutions and linear layers, the rest float"
 
-
-def _tflite(conversion: Conversion, precision: Precision, out: Path) -> str:
+def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
     from edgekit.export.tflite import export_tflite
 
     def make_float(path: Path) -> None:
@@ -107,21 +98,26 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> str:
 
     if precision == "fp32":
         make_float(out)
-        return "float32 weights and arithmetic"
+        return
     base = conversion.base("tflite", make_float)
     if precision == "fp16":
         from edgekit.export.tflite_fp16 import halve_tflite
 
         halve_tflite(base, out)
-        return "float16 weights, float32 arithmetic"
-    from edgekit.export.tflite_int8 import quantize_tflite
+        return
+    from edgekit.export.tflite_int8 import TfliteMode, TfliteQuantConfig, quantize_tflite
 
-    quantize_tflite(base, out, conversion.batches)
-    return "static: 8-bit convolutions, linear layers, attention products and activations; softmax and norms float"
+    modes: Mapping[Precision, TfliteMode] = {
+        "int8": "static",
+        "mixed": "mixed",
+        "dynamic": "dynamic",
+        "w8": "weight-only",
+    }
+    quantize_tflite(base, out, conversion.batches, TfliteQuantConfig(mode=modes[precision]))
 
 
-def _coreml(conversion: Conversion, precision: Precision, out: Path) -> str:
-    from edgekit.export.coreml import export_coreml, quantize_weights
+def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
+    from edgekit.export.coreml import export_coreml, palettize_weights, quantize_weights
 
     def make_float(path: Path, arithmetic: Precision = "fp16") -> None:
         export_coreml(
@@ -134,13 +130,32 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> str:
             metadata=conversion.metadata,
         )
 
-    if precision != "int8":
+    if precision in ("fp32", "fp16"):
         make_float(out, precision)
-        return f"{'float32' if precision == 'fp32' else 'float16'} weights and arithmetic"
-    quantize_weights(conversion.base("coreml", make_float), out)
-    return "8-bit weights per channel, float16 arithmetic"
+        return
+    base = conversion.base("coreml", make_float)
+    if precision in ("int8", "w8"):
+        quantize_weights(base, out)
+    else:
+        palettize_weights(base, out, int(precision.removeprefix("palette")))
 
 
-EXPORTERS: Mapping[Format, Exporter] = {"onnx": _onnx, "coreml": _coreml, "tflite": _tflite}
+_WRITERS: Mapping[Format, Callable[[Conversion, Precision, Path], None]] = {
+    "onnx": _onnx,
+    "coreml": _coreml,
+    "tflite": _tflite,
+}
 DYNAMIC_BATCH: Mapping[Format, bool] = {"onnx": True, "coreml": False, "tflite": False}
 """Core ML: a flexible batch leaves the Neural Engine (apple/coremltools#2022). TFLite: XNNPACK plans for one shape."""
+
+
+def write_file(conversion: Conversion, form: Format, precision: Precision, out: Path) -> str:
+    """Write `out` in a format and a precision that it can have; return what a reader of the table must know about how.
+
+    Raises:
+        MissingExtraError: the format's packages are not installed.
+        UsageError: the format cannot have this precision.
+    """
+    check_pairs((form,), (precision,), conversion.model.outputs)
+    _WRITERS[form](conversion, precision, out)
+    return MEANING[form][precision]

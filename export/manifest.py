@@ -98,6 +98,7 @@ class AnyManifest(_Frozen):
     golden_sha256: Sha256
     calibration: dict[str, str]
     verification: dict[str, str]
+    choices: Annotated[tuple[dict[str, Any], ...], Field(max_length=MAX_FILES)] = ()
 
 
 class Manifest(AnyManifest):

@@ -48,6 +48,12 @@ class OnnxGraph:
             raise LoadError(f"{path} is not an ONNX model that can be read: {e}") from e
         return cls(model)
 
+    def copy(self) -> OnnxGraph:
+        """Return a copy to edit apart."""
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        return OnnxGraph(model)
+
     @property
     def nodes(self) -> Any:
         """The nodes, in an order in which they can run."""

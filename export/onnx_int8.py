@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.errors import MissingExtraError, UsageError
 from edgekit.export.calibration import Observe, Run, collect
 from edgekit.export.onnx import save_onnx
 from edgekit.export.onnx_graph import OnnxGraph, attribute, of_kind
-from edgekit.export.onnx_qdq import QdqWriter
+from edgekit.export.onnx_qdq import QdqWriter, Range
 from edgekit.export.onnx_surgery import Product, Shapes, fuse_silu, open_attention
 from edgekit.export.ranges import RangeConfig
+from edgekit.export.sensitivity import SENSITIVITY_IMAGES, worst_layers
 from edgekit.export.session import FloatArray
 
 PIXEL_RANGE = (0.0, 1.0)
@@ -34,12 +37,14 @@ class Int8Config:
         float_layers: names of further nodes that stay float.
         attention_tokens: quantize the two products of attentions over at least this many tokens whose heads are at
             least `onnx_surgery.MIN_HEAD_DIM` wide; 0 for none.
+        mixed: keep the layers float that cost most accuracy, as measured on calibration images; see `worst_layers`.
     """
 
     ranges: RangeConfig = field(default_factory=RangeConfig)
     thin_channels: int = 64
     float_layers: tuple[str, ...] = ()
     attention_tokens: int = 128
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ def quantize_onnx(
     ranges = {**statistics.ranges(config.ranges), **{entry.name: PIXEL_RANGE for entry in graph.model.graph.input}}
     counts = Counter(node.op_type for node in graph.nodes if node.name in layers)
     counts.update({"MatMul": len(products)} if products else {})
+    if config.mixed:
+        worst = _worst(graph, layers, ranges, batches)
+        layers, left = layers - worst, (*left, *sorted(worst))
     QdqWriter(graph, ranges).write(layers, weights, left, products)
     save_onnx(graph.model, out)
     return QuantReport(dict(counts), tuple(sorted(weights)), left, statistics.images, statistics.always_zero)
@@ -122,6 +130,30 @@ def choose(graph: OnnxGraph, config: Int8Config, shapes: Shapes) -> tuple[set[st
     rows = batch.dim_param or batch.dim_value
     heads = {node.name for node in of_kind(rest, "Gemm") if shapes[node.output[0]][0] == rows}
     return {node.name for node in rest} - heads, heads, tuple(n.name for n in layers if n.name in stay)
+
+
+def _worst(
+    graph: OnnxGraph, layers: Collection[str], ranges: Mapping[str, Range], batches: Callable[[], Iterable[FloatArray]]
+) -> set[str]:
+    """Return the layers that `worst_layers` would keep float; each is quantized alone and run on calibration images."""
+    images = list(islice(batches(), SENSITIVITY_IMAGES))
+    want = _run_all(graph, images)
+    noises = {}
+    for name in sorted(layers):
+        alone = graph.copy()
+        QdqWriter(alone, ranges).write({name})
+        have = _run_all(alone, images)
+        shares = [np.square(h - w).sum() / max(np.square(w).sum(), 1e-30) for h, w in zip(have, want, strict=True)]
+        noises[name] = float(np.mean(shares))
+    return set(worst_layers(noises))
+
+
+def _run_all(graph: OnnxGraph, images: list[FloatArray]) -> list[NDArray[np.float64]]:
+    """Return the outputs of a graph for all images, (N, …) each."""
+    session = _session_with_outputs(graph, [])
+    entry = session.get_inputs()[0]
+    results = [session.run(None, {entry.name: image}) for image in images]
+    return [np.concatenate(part).astype(np.float64) for part in zip(*results, strict=True)]
 
 
 def _is_constant(graph: OnnxGraph, node: Any) -> bool:

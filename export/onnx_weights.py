@@ -33,7 +33,8 @@ def quantize_onnx_weights(float_path: Path, out: Path) -> int:
 def quantize_onnx_dynamic(float_path: Path, out: Path) -> int:
     """Quantize the linear layers, with ranges taken from each picture as it comes; return how many.
 
-    Convolutions stay float: their dynamic form, ConvInteger, is slower than float. Needs no calibration images.
+    Convolutions get 8-bit weights and keep float arithmetic: their dynamic form, ConvInteger, is slower than float.
+    Needs no calibration images.
 
     Raises:
         LoadError: `float_path` cannot be read.
@@ -59,8 +60,11 @@ def quantize_onnx_dynamic(float_path: Path, out: Path) -> int:
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
         result = OnnxGraph.read(quantized)
+    linear = sum(1 for _ in of_kind(result.nodes, "MatMulInteger"))
+    convolutions = [node.name for node in of_kind(result.nodes, "Conv") if node.input[1] in result.constants]
+    QdqWriter(result, {}).write((), convolutions)
     save_onnx(result.model, out)
-    return sum(1 for _ in of_kind(result.nodes, "MatMulInteger"))
+    return linear
 
 
 @contextmanager

@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.errors import MissingExtraError, UsageError
-from edgekit.export.calibration import Histograms, Observe, Run, collect
+from edgekit.export.calibration import Histograms, collect
 from edgekit.export.chatter import native_output_captured
 from edgekit.export.ranges import RangeConfig
 from edgekit.export.session import FloatArray
 from edgekit.export.tflite_attention import split_attention
 from edgekit.export.tflite_graph import Graph
-from edgekit.export.tflite_peephole import transpose_right_operands
 from edgekit.export.tflite_plan import WEIGHTED, plan_static
+from edgekit.export.tflite_repair import FloatSource, correct_heads, worst_operators
+from edgekit.export.tflite_run import tensor_runner
 from edgekit.export.tflite_session import PartitionReport, partitions
-from edgekit.export.tflite_static import StaticQuantizer
 
-TfliteMode = Literal["static", "dynamic", "weight-only", "naive"]
+TfliteMode = Literal["static", "mixed", "dynamic", "weight-only", "naive"]
 Batches = Callable[[], Iterable[FloatArray]]
 
 MODES: Mapping[TfliteMode, str] = {
     "static": "int8 wherever XNNPACK runs it, in one partition: convolutions, linear layers, attention products, SiLU",
+    "mixed": "static, but the convolutions that cost most accuracy stay float, as measured on calibration images",
     "dynamic": "int8 weights; the runtime quantizes activations anew for each run",
     "weight-only": "int8 weights, dequantized to float arithmetic: for size alone",
     "naive": "ai-edge-quantizer's default static recipe with its own calibration: the baseline to compare with",
@@ -42,14 +42,16 @@ class TfliteQuantConfig:
 
     Attributes:
         mode: see `MODES`.
-        ranges: how activation ranges are chosen; for "static".
-        keep_float: numbers of operators of the float file that stay float; for "static".
+        ranges: how activation ranges are chosen; for "static" and "mixed".
+        keep_float: numbers of operators of the float file that stay float; for "static" and "mixed".
+        repair: shift the biases of the heads by what quantization moves their outputs, on calibration images.
         threads: threads for running the calibration images.
     """
 
     mode: TfliteMode = "static"
     ranges: RangeConfig = field(default_factory=RangeConfig)
     keep_float: frozenset[int] = frozenset()
+    repair: bool = True
     threads: int = 1
 
 
@@ -85,8 +87,8 @@ def quantize_tflite(
     Args:
         float_path: a .tflite file of `export_tflite`, or any float one with one picture input.
         out: the quantized file; float32 inputs and outputs, same signature, same metadata.
-        calibration: images of the training split, or the statistics that `calibrate_tflite` took of this very file;
-            "dynamic" and "weight-only" need none, "naive" needs images.
+        calibration: images of the training split, or the statistics that `calibrate_tflite` took of this very file,
+            which leave nothing to repair biases by; "dynamic" and "weight-only" need none, "mixed" and "naive" images.
         config: see `TfliteQuantConfig`.
 
     Raises:
@@ -96,7 +98,7 @@ def quantize_tflite(
     """
     config = config or TfliteQuantConfig()
     statistics = Histograms()
-    if config.mode == "static":
+    if config.mode in ("static", "mixed"):
         statistics = _static(float_path, out, calibration, config)
     elif config.mode in MODES:
         _with_ai_edge_quantizer(float_path, out, calibration, config.mode)
@@ -123,7 +125,7 @@ def calibrate_tflite(float_path: Path, batches: Batches, *, threads: int = 1) ->
     """
     graph = Graph.read(float_path)
     tensors = plan_static(graph).tensors(graph)
-    return collect(_runner(graph, tensors, threads), batches)
+    return collect(tensor_runner(graph, tensors, threads), batches)
 
 
 def precision_of(path: Path) -> tuple[dict[str, int], dict[str, int]]:
@@ -143,77 +145,33 @@ def precision_of(path: Path) -> tuple[dict[str, int], dict[str, int]]:
     return dict(int8), dict(floating)
 
 
-def tensor_key(graph: Graph, tensor: int) -> str:
-    """Return the name under which statistics of a tensor are kept: unique, and readable in a report."""
-    name = bytes(graph.tensors[tensor].name).decode(errors="replace")
-    return f"{tensor}:{name.rsplit('/', 2)[-1][-60:]}"
-
-
 def _static(
     float_path: Path, out: Path, calibration: Batches | Histograms | None, config: TfliteQuantConfig
 ) -> Histograms:
     """Quantize by our own plan; return the statistics used."""
     if calibration is None:
         raise UsageError("static INT8 needs calibration images of the training split; 'dynamic' needs none.")
-    graph = Graph.read(float_path)
-    keys = {tensor: tensor_key(graph, tensor) for tensor in range(len(graph.tensors))}
-    if not plan_static(graph).static:
+    if not plan_static(Graph.read(float_path)).static:
         raise UsageError(f"{float_path} holds no operator that runs in int8; the float file stays as it is.")
     statistics = (
         calibration
         if isinstance(calibration, Histograms)
         else calibrate_tflite(float_path, calibration, threads=config.threads)
     )
-    named = statistics.ranges(config.ranges)
-    ranges = {tensor: named[key] for tensor, key in keys.items() if key in named}
-    transpose_right_operands(graph)
-    plan = plan_static(graph, keep_float=config.keep_float)
-    StaticQuantizer(graph, plan, ranges).run()
+    images = None if isinstance(calibration, Histograms) else calibration
+    source = FloatSource(float_path, statistics.ranges(config.ranges), config.threads)
+    keep_float = config.keep_float
+    if config.mode == "mixed":
+        if images is None:
+            raise UsageError("mixed INT8 measures its layers on calibration images; statistics alone do not do.")
+        keep_float |= worst_operators(source, images)
+    graph, plan = source.quantized(keep_float)
+    if images is not None and config.repair:
+        correct_heads(source, graph, plan, images)
     split_attention(graph)
     graph.compact()
     graph.write(out)
     return statistics
-
-
-def _runner(graph: Graph, tensors: list[int], threads: int) -> Run:
-    """Make the tensors outputs of the graph, so that the fast float kernels compute them, and return its `Run`.
-
-    `experimental_preserve_all_tensors` would turn XNNPACK off, which is ten times slower.
-    """
-    from ai_edge_litert.interpreter import Interpreter
-
-    keys = {tensor: tensor_key(graph, tensor) for tensor in tensors}
-    graph.model.subgraphs[0].outputs = list(tensors)
-    graph.model.signatureDefs = None
-    content = graph.content()
-    with native_output_captured():
-        interpreter = Interpreter(model_content=content, num_threads=threads)
-        interpreter.allocate_tensors()
-    detail = interpreter.get_input_details()[0]
-
-    def run(images: FloatArray, observe: Observe) -> None:
-        for image in images:
-            interpreter.set_tensor(detail["index"], _for_input(image, detail))
-            interpreter.invoke()
-            for tensor, key in keys.items():
-                observe(key, interpreter.get_tensor(tensor))
-
-    return run
-
-
-def _for_input(image: FloatArray, detail: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Lay out one image (3, H, W) as the file takes it.
-
-    Raises:
-        UsageError: the file takes another size.
-    """
-    laid_out = np.ascontiguousarray(image.transpose(1, 2, 0)[None])
-    if laid_out.shape != tuple(detail["shape"]):
-        raise UsageError(
-            f"calibration images of {laid_out.shape[1]}×{laid_out.shape[2]} pixels do not fit this model, which takes "
-            f"{detail['shape'][1]}×{detail['shape'][2]}."
-        )
-    return laid_out
 
 
 def _with_ai_edge_quantizer(

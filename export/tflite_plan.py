@@ -128,6 +128,19 @@ def _takes_int8(
     return name in SAME_CODES and all(tensor in produced_int8 for tensor in inputs)
 
 
+def silu_inputs(graph: Graph, plan: Plan) -> list[int]:
+    """Return the tensors that only an int8 SiLU reads."""
+    consumers = _consumers(graph)
+    found = []
+    for number in sorted(plan.static):
+        if graph.name(graph.operators[number]) == "LOGISTIC":
+            tensor = int(graph.operators[number].inputs[0])
+            readers = consumers[tensor]
+            if all(reader == number or _is_silu(graph, reader, number) for reader in readers):
+                found.append(tensor)
+    return found
+
+
 def _is_silu(graph: Graph, product: int, logistic: int) -> bool:
     """Tell whether operator `product` is MUL(x, LOGISTIC(x)) with operator `logistic` as its LOGISTIC."""
     mul, sigmoid = graph.operators[product], graph.operators[logistic]

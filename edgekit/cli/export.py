@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
-from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, UsageError, did_you_mean
+from edgekit.errors import EXIT_NEGATIVE, EXIT_OK
 from edgekit.terminal import human_bytes, print_json
 
 
@@ -26,9 +26,17 @@ from edgekit.terminal import human_bytes, print_json
     "precisions",
     default="fp32,int8",
     show_default=True,
-    help="fp32, fp16, int8; several with commas; all.",
+    help="auto (the best quantized file, by measurement), fp32, fp16, int8, mixed, dynamic, w8, palette8/6/4 "
+    "(Core ML); several with commas; all is fp32, fp16 and int8.",
 )
-@click.option("--int8", is_flag=True, help="The same as --precision int8.")
+@click.option("--int8", is_flag=True, help="The same as --precision auto.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    default=1.0,
+    show_default=True,
+    help="Points of accuracy that auto may give up against fp32.",
+)
 @click.option("--data", type=EXISTING, help="Pictures for calibration and comparison.  [default: the run's own]")
 @click.option("--val-fraction", type=float, help="As for distill, with --data.")
 @click.option("--outputs", default="logits,embedding", show_default=True, help="What the files give, in order.")
@@ -59,16 +67,22 @@ def export(**options: Any) -> int:
     terminal = make_terminal(options["quiet"], options["verbose"])
 
     from edgekit.export.export import ExportConfig, export_run
+    from edgekit.export.precisions import AUTO, parse_precisions
     from edgekit.export.runtimes import parse_formats
 
+    formats = parse_formats(options["formats"])
+    outputs = tuple(part.strip() for part in options["outputs"].split(","))
+    requests = parse_precisions(AUTO if options["int8"] else options["precisions"], formats, outputs)
     config = ExportConfig(
         run=Path(options["run"]),
         output=Path(options["output"]),
-        formats=parse_formats(options["formats"]),
-        precisions=_precisions("int8" if options["int8"] else options["precisions"]),
+        formats=formats,
+        precisions=tuple(request for request in requests if request != AUTO),
+        auto=AUTO in requests,
+        max_drop=options["max_drop"],
         data=options["data"],
         val_fraction=options["val_fraction"],
-        outputs=tuple(part.strip() for part in options["outputs"].split(",")),
+        outputs=outputs,
         calibration_images=options["calibration_images"],
         comparison_images=options["comparison_images"],
         dynamic_batch=options["dynamic_batch"],
@@ -111,17 +125,3 @@ def _row(attempt: Any) -> tuple[str, ...]:
         attempt.runtime["runtime"],
         "failed" if attempt.problems else "proven",
     )
-
-
-def _precisions(text: str) -> Any:
-    from edgekit.export.exporters import PRECISIONS
-
-    if text == "all":
-        return PRECISIONS
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    for name in names:
-        if name not in PRECISIONS:
-            raise UsageError(f"--precision '{name}' is not known; {did_you_mean(name, [*PRECISIONS, 'all'])}")
-    if not names:
-        raise UsageError(f"--precision names nothing; give one or more of {', '.join(PRECISIONS)}, or all")
-    return tuple(dict.fromkeys(names))

@@ -21,8 +21,8 @@ from edgekit.data import Sample, load_dataset
 from edgekit.demo.drawings import write_drawings
 from edgekit.errors import EXIT_NEGATIVE, EdgekitError, UsageError
 from edgekit.export.export import ExportConfig, export_run
-from edgekit.export.exporters import PRECISIONS
 from edgekit.export.parity import Gate, Parity, failures
+from edgekit.export.precisions import PRECISIONS
 from edgekit.export.runtimes import FORMATS
 from edgekit.interval import Interval
 from edgekit.models.checkpoint import STUDENT_FILE, load_student, save_student

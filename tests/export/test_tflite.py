@@ -24,10 +24,10 @@ from edgekit.export.tflite_int8 import (
     calibrate_tflite,
     precision_of,
     quantize_tflite,
-    tensor_key,
 )
 from edgekit.export.tflite_peephole import transpose_right_operands
 from edgekit.export.tflite_plan import plan_static
+from edgekit.export.tflite_run import tensor_key
 from edgekit.export.tflite_session import LiteRTSession, partitions
 from edgekit.export.tflite_static import StaticQuantizer, activation_codes, quantize_weights
 from tests.export.nets_for_tests import TwoHeads, pictures

@@ -1,0 +1,82 @@
+"""One file of an export: converted, opened again, compared with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError
+from edgekit.export.audit import check_precision
+from edgekit.export.exporters import Conversion, write_file
+from edgekit.export.manifest import PortRecord
+from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, failures
+from edgekit.export.ports import ports_of
+from edgekit.export.runtimes import SUFFIX_OF, Format, open_session, size_bytes
+from edgekit.export.session import FloatArray, Outputs, run_batched
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One file: made and compared, or why not; where `auto` chose it, `choice` says among what and why."""
+
+    name: str
+    format: Format
+    precision: Precision
+    recipe: str = ""
+    size_bytes: int = 0
+    parity: Parity | None = None
+    runtime: Mapping[str, Any] | None = None
+    inputs: tuple[PortRecord, ...] = ()
+    outputs: tuple[PortRecord, ...] = ()
+    problems: tuple[str, ...] = ()
+    choice: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        ports = {name: [port.model_dump() for port in vars(self)[name]] for name in ("inputs", "outputs")}
+        parity = self.parity.to_dict() if self.parity else None
+        return {**vars(self), **ports, "parity": parity, "passed": not self.problems}
+
+
+class Workshop:
+    """Makes the files of one export in the conversion's work folder, each once.
+
+    Attributes:
+        conversion: what is converted.
+        comparison: validation pictures (N, 3, H, W) and PyTorch's outputs for them.
+    """
+
+    def __init__(self, conversion: Conversion, comparison: tuple[FloatArray, Outputs]) -> None:
+        self.conversion = conversion
+        self.comparison = comparison
+        self._made: dict[str, Attempt] = {}
+
+    def path(self, attempt: Attempt) -> Path:
+        """Return where a file is until it is moved to the bundle."""
+        return self.conversion.work / attempt.name
+
+    def make(self, form: Format, precision: Precision) -> Attempt:
+        """Make one file, open it again and compare; whatever goes wrong is among its problems."""
+        name = f"model.{precision}{SUFFIX_OF[form]}"
+        if name not in self._made:
+            self._made[name] = self._attempt(name, form, precision)
+        return self._made[name]
+
+    def _attempt(self, name: str, form: Format, precision: Precision) -> Attempt:
+        made = self.conversion.work / name
+        images, expected = self.comparison
+        try:
+            recipe = write_file(self.conversion, form, precision, made)
+            session = open_session(made)
+            parity = compare_outputs(expected, run_batched(session, images))
+            problems = failures(parity, GATES[precision]) + check_precision(made, precision)
+            ports = ports_of(made)
+            info = asdict(session.info)
+            return Attempt(name, form, precision, recipe, size_bytes(made), parity, info, *ports, problems)
+        except EdgekitError as e:
+            return Attempt(name, form, precision, problems=(str(e),))
+        except Exception as e:  # converters raise their own types; one format's failure must not take the others along
+            reason = str(e).strip().splitlines()[-1][:300] if str(e).strip() else ""
+            return Attempt(name, form, precision, problems=(f"{type(e).__name__}: {reason}",))

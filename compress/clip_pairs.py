@@ -69,10 +69,11 @@ def held_out_part(
                     "judged on what it was trained on. Leave the option out"
                 )
             return split.val, f"the {len(split.val.samples)} of {total} pictures that the run held out"
+    other = ", which are not the data that the run was trained on" if trained is not None else ""
     if captioned.splits or val_fraction is not None:
         val = split_captions(captioned, val_fraction, 0).val
-        return val, f"{len(val.samples)} held-out pictures of {total}"
-    return captioned, f"all {total} pictures"
+        return val, f"{len(val.samples)} held-out pictures of {total}{other}"
+    return captioned, f"all {total} pictures{other}"
 
 
 def _trained_on(model: Path) -> dict[str, Any] | None:
@@ -125,6 +126,11 @@ def embed_captions(config: PairsConfig, terminal: Terminal) -> CaptionPairs:
         config.val_fraction,
         everything=config.everything,
     )
+    if subset.endswith("trained on"):
+        terminal.warn(
+            f"{config.model} was trained on other captions, or on another part of these: pictures that it has seen "
+            f"flatter it"
+        )
     with terminal.bar("reading pictures", len(captioned.samples)) as advance:
         store = decode_eval(captioned.samples, teacher.preprocess, advance=advance)
     check_broken(store.broken, len(captioned.samples), config.max_broken)

@@ -127,7 +127,7 @@ def test_other_data_is_judged_as_a_whole(drawings: Path, trained: Path, tmp_path
     with (tmp_path / "ten.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
     found = embed_captions(PairsConfig(str(trained), tmp_path / "ten.csv", drawings), QUIET)
-    assert found.subset == "all 10 pictures"
+    assert found.subset == "all 10 pictures, which are not the data that the run was trained on"
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,9 @@ class ClipPlan:
             "schema": SCHEMA_VERSION,
             "teacher": teacher.fingerprint(),
             "preprocess": teacher.preprocess.to_dict(),
-            "augment": self.augment.model_dump(),
-            "numbers": [self.views, self.seed, self.frames, self.kept],
+            # plain clips do not depend on what views may vary
+            "views": [self.views, self.seed, self.augment.model_dump()] if self.views else [],
+            "frames": [self.frames, self.kept],
             "train": sorted(content_hashes(self.train).items()),
             "val": sorted(content_hashes(self.val).items()),
         }

@@ -89,8 +89,10 @@ def test_a_run_is_judged_as_its_own_metrics_say(whole_path: WholePath) -> None:
 
 
 def test_an_artifact_of_a_bundle_is_judged_alike(whole_path: WholePath, tmp_path: Path) -> None:
-    artifact = next(whole_path.bundle.glob("*.onnx"))
-    assert judge_classifier(artifact, whole_path.drawings, 1, BAR).scores.top1.value > 0.2
+    artifact = next(whole_path.bundle.glob("*fp32*.onnx"))
+    scores, own = (judge_classifier(path, whole_path.drawings, 1, BAR).scores for path in (artifact, whole_path.run))
+    assert scores.top1 == own.top1
+    assert scores.cross_entropy == pytest.approx(own.cross_entropy, abs=1e-3)
     (tmp_path / "lost.onnx").write_bytes(artifact.read_bytes())
     with pytest.raises(UsageError, match="lies in no bundle"):
         judge_classifier(tmp_path / "lost.onnx", whole_path.drawings, 1, BAR)

@@ -41,7 +41,7 @@ contrastive: 0.5
 views: 3
 augment: {crop_scale: [0.5, 1.0], flip: 0.5}
 # Adam would turn the rounding of gradients that are truly 0, as a bias before a batch norm has, into steps
-fit: {epochs: 3, lr: 0.02, optimizer: sgd, ema_decay: 0.9, channels_last: true, clip_norm: 5.0}
+fit: {epochs: 3, lr: 0.002, optimizer: sgd, ema_decay: 0.9, channels_last: true, clip_norm: 5.0}
 """
 
 
@@ -98,7 +98,7 @@ def test_two_processes_end_where_one_does_and_one_of_them_speaks(place: Path, tm
     ("more", "own", "expected"),
     [
         ([], {"1": ["--data", "other"]}, "the processes disagree on the settings or the data: data is "),
-        ([], {"1": ["--lr", "0.5"]}, "recipe.fit.lr is 0.02 in process 0 and 0.5 in process 1"),
+        ([], {"1": ["--lr", "0.5"]}, "recipe.fit.lr is 0.002 in process 0 and 0.5 in process 1"),
         (["--accumulate", "2"], {}, "the affinity and contrastive loss compares all pictures of a batch"),
         (["--batch-size", "1"], {}, "a batch of 1 cannot be divided between 2 process(es)"),
         (["--output", "full"], {}, "full exists already"),

@@ -25,7 +25,8 @@ _MOST_CLASSES = 40
 def log_softmax(logits: NDArray[np.floating[Any]]) -> Floats:
     """Return the log probabilities (N, C) of logits (N, C)."""
     shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float64)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
 
 
 def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

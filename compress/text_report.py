@@ -10,7 +10,8 @@ from edgekit.compress.run_folder import RunFolder
 from edgekit.compress.run_plots import plot_runs
 from edgekit.compress.text_metrics import judge, plot_confusion
 from edgekit.compress.training_state import FitResult
-from edgekit.models.text_classifier import TEXT_FILE, TextClassifier, load_text_classifier, predict
+from edgekit.models.text_classifier import TextClassifier, load_text_classifier, predict
+from edgekit.models.text_run import TEXT_FILE
 from edgekit.models.text_tokenizer import TextTokenizer
 from edgekit.terminal import Terminal, human_count, percent
 from edgekit.text_data import TextDataset

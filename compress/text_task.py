@@ -17,7 +17,8 @@ from edgekit.compress.randomness import permutation
 from edgekit.compress.text_metrics import confusion_matrix, cross_entropies, kl_divergences, log_softmax, macro_f1
 from edgekit.compress.text_pieces import PieceStore
 from edgekit.compress.text_recipe import TextRecipe
-from edgekit.models.text_classifier import TEXT_FILE, TextClassifier, TextOutput, predict, save_text_classifier
+from edgekit.models.text_classifier import TextClassifier, TextOutput, predict, save_text_classifier
+from edgekit.models.text_run import TEXT_FILE
 from edgekit.models.text_tokenizer import Ids, TextTokenizer
 from edgekit.text_data import TextSplit
 

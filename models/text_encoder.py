@@ -124,7 +124,7 @@ class PieceEmbedding(nn.Module):
     def folded(self) -> nn.Embedding:
         """Return the plain table that gives the same vectors."""
         rows = self.table.weight if self.parts is None else self._rows(torch.arange(self.table.num_embeddings))
-        return nn.Embedding.from_pretrained(rows.detach().clone())
+        return nn.Embedding(*rows.shape, _weight=rows.detach().clone())
 
 
 def _gram_buckets(piece: bytes, config: EncoderConfig) -> list[int]:
@@ -158,7 +158,8 @@ class _Block(nn.Module):
         return changed
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        batch, length, _ = x.shape
+        return x.reshape(batch, length, self.heads, self.head_width).transpose(1, 2)
 
 
 class ScratchEncoder(nn.Module):
@@ -206,4 +207,5 @@ class ScratchEncoder(nn.Module):
             x = block(x, hidden)
         normed = self.norm(x)
         weights = (self.attention(normed)[:, :, 0] + hidden).softmax(dim=1)
-        return (weights[:, :, None] * normed).sum(dim=1)
+        mean: Tensor = (weights[:, :, None] * normed).sum(dim=1)
+        return mean

@@ -15,7 +15,6 @@ from torch import nn
 from edgekit.errors import LoadError, UsageError
 from edgekit.models.text_classifier import (
     SCRATCH,
-    TEXT_FILE,
     TextClassifier,
     TextSpec,
     build_text_classifier,
@@ -24,7 +23,7 @@ from edgekit.models.text_classifier import (
     save_text_classifier,
 )
 from edgekit.models.text_encoder import EncoderConfig, ScratchEncoder
-from edgekit.models.text_run import is_text_run
+from edgekit.models.text_run import TEXT_FILE, is_text_run
 from edgekit.models.text_tokenizer import TrainedBpe, train_bpe
 from tests.tolerances import FP32_EXACT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.store.format import is_store
@@ -29,6 +29,8 @@ class DistillConfig:
         student_weights: local weights that the backbone starts from.
         init_from: run folder or checkpoint whose whole student this run starts from, as its next phase.
         teachers: see `edgekit.models.teacher.load_teacher`; several are joined.
+        teacher_mode: "store" runs the teacher once and trains from what it said; "online" runs it inside the loop, on
+            the very view that the student sees.
         teacher_weights: of several teachers; empty for equal ones.
         teacher_embeddings: precomputed embeddings, instead of a teacher.
         templates: prompt templates with a {} for the class name.
@@ -49,6 +51,7 @@ class DistillConfig:
     init_from: Path | None = None
     teachers: tuple[str, ...] = ()
     teacher_weights: tuple[float, ...] = ()
+    teacher_mode: Literal["store", "online"] = "store"
     teacher_embeddings: Path | None = None
     templates: tuple[str, ...] = TEMPLATES
     val_fraction: float | None = None
@@ -79,6 +82,10 @@ class DistillConfig:
             )
         if given and not self.recipe.needs_teacher:
             raise UsageError(f"{given[0]} is given, but with --alpha 0 --beta 0 nothing learns from it; leave it out")
+        if self.teacher_mode == "online" and (not self.teachers or self.frames > 1):
+            raise UsageError(
+                "--teacher-mode online runs the teacher inside the loop, on pictures: give --teacher, and no --frames"
+            )
         if self.init_from is not None and self.student_weights is not None:
             raise UsageError("--init-from and --student-weights exclude each other; give one")
         check_arch(self.student)

@@ -15,16 +15,18 @@ from edgekit.compress.distill_config import DistillConfig
 from edgekit.compress.distill_report import data_facts, describe_teacher
 from edgekit.compress.distill_task import DistillData
 from edgekit.compress.embeddings_file import read_embeddings
+from edgekit.compress.online_source import OnlineSource
 from edgekit.compress.pixels import PixelStore, decode_eval, decode_train, labels_of
 from edgekit.compress.probe import ClassHead
 from edgekit.compress.processes import joined
-from edgekit.compress.source import StoredSource
+from edgekit.compress.source import Source, StoredSource
 from edgekit.compress.store.table import TeacherTable, plain_rows
 from edgekit.compress.store.teach import file_ids, pictures_of
-from edgekit.compress.teachers import Pictures, ask, class_head, probe
-from edgekit.data import ImageDataset, check_broken, load_dataset
+from edgekit.compress.teachers import Pictures, ask, class_head, probe, teacher_weights
+from edgekit.data import ImageDataset, Sample, check_broken, load_dataset
 from edgekit.errors import UsageError
 from edgekit.listing import Kind
+from edgekit.models.teacher import Teacher
 from edgekit.preprocess import Preprocess
 from edgekit.shards import ShardDataset, is_shards, load_shards
 from edgekit.terminal import Terminal
@@ -102,10 +104,16 @@ def prepare(
     if taught is None:
         source = StoredSource(train, None, config.recipe, contract)
         return Prepared(DistillData(source, val, None, None), dataset, facts, None, None)
-    source = StoredSource(train, taught.table, config.recipe, contract)
-    described = describe_teacher(taught.facts, taught.table.num_views, taught.val, taught.head, val)
-    data = DistillData(source, val, taught.val, taught.head)
-    return Prepared(data, dataset, facts, described, taught.table.embed_dim)
+    source: Source
+    if taught.teachers:
+        weights = teacher_weights(config)
+        source = OnlineSource(train, taught.teachers, weights, config.recipe, contract)
+    else:
+        assert taught.table is not None, "there is a table where the teacher is not in the loop"
+        source = StoredSource(train, taught.table, config.recipe, contract)
+    views = 0 if taught.table is None else taught.table.num_views
+    described = describe_teacher(taught.facts, views, taught.val, taught.head, val)
+    return Prepared(DistillData(source, val, taught.val, taught.head), dataset, facts, described, taught.val.shape[1])
 
 
 def _decode(
@@ -125,12 +133,21 @@ def _decode(
 
 @dataclass(frozen=True)
 class _Taught:
-    """What the teachers say of both splits: of the training pictures as a table, of the others (M, D) plain rows."""
+    """What the teachers say of both splits.
 
-    table: TeacherTable
+    Attributes:
+        table: of the training pictures; None where the teachers are in the loop.
+        val: (M, D) plain rows of the others.
+        head: class scores.
+        facts: of the teachers.
+        teachers: to run in the loop.
+    """
+
+    table: TeacherTable | None
     val: NDArray[np.float16]
     head: ClassHead
     facts: Sequence[Mapping[str, Any]]
+    teachers: tuple[Teacher, ...] = ()
 
 
 def _ask(
@@ -148,18 +165,23 @@ def _ask(
         array, plain = read_embeddings(config.teacher_embeddings, train.samples, val.samples)
         head = probe(labels, array, len(classes), config.recipe.fit.seed)
         return _Taught(array, plain, head, [{"name": config.teacher_embeddings}])
-    pictures = Pictures(
-        lambda: pictures_of(train.samples),
-        lambda: pictures_of(val.samples),
-        len(train.samples) + len(val.samples),
-        classes,
+    said = ask(
+        config, _pictures(train.samples, val.samples, classes, online=config.teacher_mode == "online"), device, terminal
     )
-    said = ask(config, pictures, device, terminal)
+    if said.teachers and not all(store.manifest.has_text for store in said.stores.stores):
+        # a linear probe needs plain training pictures, seen once
+        said = ask(config, _pictures(train.samples, val.samples, classes, online=False), device, terminal)
     train_keys, val_keys = ([sample.key for sample in store.samples] for store in (train, val))
     train_ids, val_ids = (file_ids(store.samples) for store in (train, val))
-    table = said.stores.table("train", train_keys, train_ids)
     plain = plain_rows(said.stores.table("val", val_keys, val_ids), len(val_keys))
     head = class_head(
         said, config, classes, lambda n: (labels, said.stores.one(n).table("train", train_keys, train_ids))
     )
-    return _Taught(table, plain, head, said.facts)
+    table = None if said.teachers else said.stores.table("train", train_keys, train_ids)
+    return _Taught(table, plain, head, said.facts, said.teachers)
+
+
+def _pictures(train: Sequence[Sample], val: Sequence[Sample], classes: tuple[str, ...], *, online: bool) -> Pictures:
+    """Return what the teachers are asked about ahead of training; in the loop they see the training pictures then."""
+    ahead = () if online else train
+    return Pictures(lambda: pictures_of(ahead), lambda: pictures_of(val), len(ahead) + len(val), classes)

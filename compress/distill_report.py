@@ -41,7 +41,7 @@ def describe_teacher(
 
     Args:
         facts: name, fingerprint and parameters of each, as far as they are known.
-        num_views: embeddings per training picture.
+        num_views: embeddings per training picture; 0 where the teacher runs in the loop.
         said_of_val: (M, D) unit rows.
         head: class scores.
         val: the same M pictures.
@@ -99,8 +99,9 @@ def announce(
         terminal.say("teacher  none")
     else:
         size = f"{human_count(teacher['parameters'])} parameters, " if teacher["parameters"] else ""
+        views = f"{teacher['views']} views" if teacher["views"] else "in the loop"
         terminal.say(
-            f"teacher  {teacher['name']}: {size}{teacher['embed_dim']}-d, {teacher['views']} views; "
+            f"teacher  {teacher['name']}: {size}{teacher['embed_dim']}-d, {views}; "
             f"{percent(teacher['val_acc'])} val accuracy by {teacher['class_scores']}"
         )
     terminal.say(

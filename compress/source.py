@@ -81,7 +81,8 @@ class StoredSource:
     def _batch(self, rows: NDArray[np.int64], epoch: int, device: torch.device, share: Share | None) -> Batch:
         decoded = Decoded(self.train.pixels[rows], self._ids[rows], self.train.aspects[rows], self._labels[rows])
         said = None if self.table is None else (self.table, rows)
-        return make_batch(decoded, said, Moment(self.recipe, self.contract, epoch, device), share)
+        moment = Moment(self.recipe, self.contract, epoch, device)
+        return make_batch(decoded, epoch_views(decoded, said, moment), moment, share)
 
 
 @dataclass(frozen=True)
@@ -112,17 +113,17 @@ class Moment:
 
 
 def make_batch(
-    decoded: Decoded, said: tuple[TeacherTable, NDArray[np.int64]] | None, moment: Moment, share: Share | None
+    decoded: Decoded, seen: tuple[Views, NDArray[np.float32] | None], moment: Moment, share: Share | None
 ) -> Batch:
-    """Render this epoch's view of each picture, with what the teacher says of it.
+    """Render a view of each picture.
 
     Args:
         decoded: the pictures.
-        said: the teacher's table, and the pictures' rows (B,) in it; None without a teacher.
+        seen: one view of each, and what the teacher says of it (B, D), if there is one.
         moment: settings, epoch, device.
         share: of the step's means, where the batch is a part of a step.
     """
-    views, teacher = epoch_views(decoded, said, moment)
+    views, teacher = seen
     pixels = torch.from_numpy(decoded.pixels).to(moment.device).permute(0, 3, 1, 2)
     images = render(pixels, views, moment.recipe.train_size(moment.epoch, moment.contract.image_size))
     if moment.recipe.fit.channels_last:

@@ -43,6 +43,8 @@ def prepare_stream(
     """Decode the validation shards and ask the teacher. Arguments and errors as `distill_data.prepare`."""
     if config.teacher_embeddings is not None:
         raise UsageError("--teacher-embeddings names whole files; with tar shards give --teacher or --teacher-store")
+    if config.teacher_mode == "online":
+        raise UsageError("--teacher-mode online with tar shards: the teacher runs once, into a store; leave it out")
     total = len(dataset.train) + len(dataset.val)
     check_broken(dataset.broken, total + len(dataset.broken), config.max_broken)
     val, pictures = _decode_val(config, dataset, contract, terminal)

@@ -16,7 +16,7 @@ from edgekit.compress.pixels import squeeze_pixels
 from edgekit.compress.randomness import sample_ids
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.shares import WHOLE, Share, Split
-from edgekit.compress.source import Batch, Decoded, Moment, make_batch
+from edgekit.compress.source import Batch, Decoded, Moment, epoch_views, make_batch
 from edgekit.compress.store.format import content_digest, picture_ids
 from edgekit.compress.store.table import Stores
 from edgekit.compress.stream_order import BUFFER, Place, StreamOrder, in_steps, step_sizes
@@ -136,10 +136,10 @@ class StreamSource:
         if self.stores is not None:
             ids = picture_ids(keys, [picture.digest for _, picture in good])
             said = (self.stores.table("train", keys, ids), np.arange(len(keys)))
-        decoded_batch = Decoded(
+        decoded = Decoded(
             np.stack([picture.pixels for _, picture in good]),
             sample_ids(keys),
             np.array([picture.aspect for _, picture in good], np.float32),
             self._labels([place for place, _ in good]),
         )
-        return make_batch(decoded_batch, said, moment, share)
+        return make_batch(decoded, epoch_views(decoded, said, moment), moment, share)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.compress.distill_config import DistillConfig
+from edgekit.compress.distill_data import load_data
 from edgekit.compress.store.format import is_store
 from edgekit.compress.store.teach import Taught, pictures_of
+from edgekit.compress.stream_data import pictures_of_shards
 from edgekit.compress.teachers import Pictures, lessons, taught_store
 from edgekit.compress.training_state import pick_device
-from edgekit.data import check_broken, load_dataset
+from edgekit.data import check_broken
 from edgekit.errors import UsageError
+from edgekit.shards import ShardDataset
 from edgekit.terminal import Terminal, human_bytes
 
 
@@ -53,7 +56,9 @@ def teach_data(config: DistillConfig, terminal: Terminal, *, overwrite: bool = F
 
 
 def _pictures(config: DistillConfig) -> Pictures:
-    dataset = load_dataset(config.data, val_fraction=config.val_fraction, seed=config.recipe.fit.seed)
+    dataset = load_data(config)
+    if isinstance(dataset, ShardDataset):
+        return pictures_of_shards(dataset)
     return Pictures(
         lambda: pictures_of(dataset.train),
         lambda: pictures_of(dataset.val),

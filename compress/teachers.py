@@ -52,10 +52,12 @@ class Said:
     Attributes:
         stores: where it is kept.
         facts: name, fingerprint and parameters of each teacher.
+        teachers: the teachers themselves, where they run inside the loop.
     """
 
     stores: Stores
     facts: tuple[dict[str, Any], ...]
+    teachers: tuple[Teacher, ...] = ()
 
 
 def teacher_weights(config: DistillConfig) -> tuple[float, ...]:
@@ -98,13 +100,16 @@ def ask(config: DistillConfig, pictures: Pictures, device: torch.device, termina
             f"of stores, which keeps them apart"
         )
     taught: list[TeacherStore] = []
+    kept: list[Teacher] = []
     for teacher, plan in lessons(config, pictures, device):
+        if config.teacher_mode == "online":
+            kept.append(teacher)
         if is_store(place):
             plan, path = as_stored(plan, read_manifest(place).key), place
         else:
             path = place / plan.key(teacher).folder_name()
         taught.append(taught_store(teacher, plan, path, pictures.count, terminal).store)
-    return Said(Stores(tuple(taught), weights, wanted.stored), tuple(map(_facts, taught)))
+    return Said(Stores(tuple(taught), weights, wanted.stored), tuple(map(_facts, taught)), tuple(kept))
 
 
 def lessons(config: DistillConfig, pictures: Pictures, device: torch.device) -> Iterator[tuple[Teacher, TeachPlan]]:
@@ -133,8 +138,9 @@ def taught_store(teacher: Teacher, plan: TeachPlan, path: Path, count: int, term
 
 
 def view_plan(config: DistillConfig) -> ViewPlan:
-    """Return which views the recipe wants stored."""
-    return ViewPlan(config.recipe.augment, config.recipe.views, config.recipe.fit.seed)
+    """Return which views the recipe wants stored; with the teacher in the loop, plain pictures alone."""
+    count = 0 if config.teacher_mode == "online" else config.recipe.views
+    return ViewPlan(config.recipe.augment, count, config.recipe.fit.seed)
 
 
 def store_place(config: DistillConfig) -> Path:

@@ -41,6 +41,13 @@ _RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "d
 @click.option(
     "--teacher-weight", "teacher_weights", type=float, multiple=True, help="One for each --teacher.  [default: equal]"
 )
+@click.option(
+    "--teacher-mode",
+    type=click.Choice(["store", "online"]),
+    default="store",
+    show_default=True,
+    help="Ask the teacher once and train from its store, or run it in the loop on the very view the student sees.",
+)
 @click.option("--teacher-embeddings", type=EXISTING, help="Precomputed embeddings (.npz: files, embeddings).")
 @click.option(
     "--template", "templates", multiple=True, help="Prompt for class scores, with {} for the class; repeatable."
@@ -118,6 +125,7 @@ def distill(**options: Any) -> None:
         **_student(options),
         teachers=tuple(options["teachers"]),
         teacher_weights=tuple(options["teacher_weights"]),
+        teacher_mode=options["teacher_mode"],
         teacher_embeddings=options["teacher_embeddings"],
         templates=tuple(options["templates"]) or TEMPLATES,
         val_fraction=options["val_fraction"],

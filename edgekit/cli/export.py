@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
-from edgekit.errors import EXIT_NEGATIVE, EXIT_OK
+from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, UsageError
 from edgekit.terminal import human_bytes, print_json
+
+if TYPE_CHECKING:
+    from edgekit.export.export import ExportConfig
 
 
 @click.command()
@@ -66,31 +70,12 @@ def export(**options: Any) -> int:
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.export.export import ExportConfig, export_run
-    from edgekit.export.precisions import AUTO, parse_precisions
-    from edgekit.export.runtimes import parse_formats
-
-    formats = parse_formats(options["formats"])
-    outputs = tuple(part.strip() for part in options["outputs"].split(","))
-    requests = parse_precisions(AUTO if options["int8"] else options["precisions"], formats, outputs)
-    config = ExportConfig(
-        run=Path(options["run"]),
-        output=Path(options["output"]),
-        formats=formats,
-        precisions=tuple(request for request in requests if request != AUTO),
-        auto=AUTO in requests,
-        max_drop=options["max_drop"],
-        data=options["data"],
-        val_fraction=options["val_fraction"],
-        outputs=outputs,
-        calibration_images=options["calibration_images"],
-        comparison_images=options["comparison_images"],
-        dynamic_batch=options["dynamic_batch"],
-        seed=options["seed"],
-    )
+    from edgekit.export.export import export_run
     from edgekit.models.text_run import is_text_run
 
-    if is_text_run(config.run):
+    text = is_text_run(Path(options["run"]))
+    config = _config(options, text)
+    if text:
         from edgekit.export.text_export import export_text_run
 
         attempts = export_text_run(config, terminal, overwrite=options["overwrite"])
@@ -108,6 +93,39 @@ def export(**options: Any) -> int:
     if options["as_json"]:
         print_json("export", {"bundle": str(config.output), "files": [attempt.to_dict() for attempt in attempts]})
     return EXIT_OK if good == len(attempts) else EXIT_NEGATIVE
+
+
+def _config(options: Mapping[str, Any], text: bool) -> ExportConfig:
+    """Return what the options ask for; `text` says that RUN holds a text classifier.
+
+    Raises:
+        UsageError: an unknown name, or a precision that a format or a text classifier cannot have.
+    """
+    from edgekit.export.export import ExportConfig
+    from edgekit.export.precisions import AUTO, PRECISIONS, parse_precisions
+    from edgekit.export.runtimes import parse_formats
+
+    best = "int8" if text else AUTO  # the choice measures pictures; of texts there is one int8
+    formats = parse_formats(options["formats"])
+    outputs = tuple(part.strip() for part in options["outputs"].split(","))
+    requests = parse_precisions(best if options["int8"] else options["precisions"], formats, outputs)
+    if text and not set(requests) <= set(PRECISIONS):
+        raise UsageError(f"text classifiers are exported as {', '.join(PRECISIONS)}; give one or more with --precision")
+    return ExportConfig(
+        run=Path(options["run"]),
+        output=Path(options["output"]),
+        formats=formats,
+        precisions=tuple(request for request in requests if request != AUTO),
+        auto=AUTO in requests,
+        max_drop=options["max_drop"],
+        data=options["data"],
+        val_fraction=options["val_fraction"],
+        outputs=outputs,
+        calibration_images=options["calibration_images"],
+        comparison_images=options["comparison_images"],
+        dynamic_batch=options["dynamic_batch"],
+        seed=options["seed"],
+    )
 
 
 def _row(attempt: Any) -> tuple[str, ...]:

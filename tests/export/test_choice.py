@@ -89,6 +89,7 @@ def chosen(*candidates: Candidate) -> str | None:
 def test_the_fastest_is_kept_and_among_equals_the_closest() -> None:
     static, mixed, weights = candidate("int8", 2.0, 26), candidate("mixed", 1.96, 29), candidate("w8", 1.0, 36)
     assert chosen(static, mixed, weights) == "mixed", "2 % are no difference, 3 dB are"
+    assert chosen(static, candidate("mixed", 1.8, 29)) == "int8", "10 % are one"
     assert chosen(static, weights) == "int8"
     assert chosen(candidate("int8", 2.0, 26, why=("loses",)), weights) == "w8"
     assert chosen(candidate("int8", 2.0, 26, why=("loses",))) is None

@@ -125,7 +125,7 @@ def train_text(
             run.write_config(config.to_dict())
         else:
             _clear(run)
-            begun = {"kind": "text", "seed": fit_config.seed, "data": facts, "model": model_facts(model)}
+            begun = {"task": "text", "seed": fit_config.seed, "data": facts, "model": model_facts(model)}
             run.create(config.to_dict(), {**begun, "teacher": _teacher_facts(config, teacher, data)})
         announce(terminal, run.facts())
         task = TextTask(model, tokenizer, config.recipe, data)

@@ -55,7 +55,7 @@ def taught(files: TextFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns_and_says_how_well(taught: Path) -> None:
     facts = json.loads((taught / "run.json").read_text())
-    assert facts["kind"] == "text" and facts["teacher"] is None
+    assert facts["task"] == "text" and facts["teacher"] is None
     test = facts["judged"]["test"]
     assert test["accuracy"]["value"] > 0.9 and test["accuracy"]["low"] < test["accuracy"]["value"]
     assert np.array(test["confusion"]).sum() == 60 == test["texts"]

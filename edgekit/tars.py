@@ -91,9 +91,10 @@ def list_tar(path: Path) -> TarListing:
 
 def _members(tar: tarfile.TarFile, path: Path, broken: dict[str, str]) -> Iterator[tarfile.TarInfo]:
     """Yield the usable members; a damaged or missing end is noted, as tarfile itself passes over it in silence."""
+    size_bytes = path.stat().st_size
     try:
         for member in tar:
-            reason = _refusal(member)
+            reason = _refusal(member, size_bytes)
             if reason is None:
                 yield member
             elif not member.isdir():
@@ -108,11 +109,13 @@ def _members(tar: tarfile.TarFile, path: Path, broken: dict[str, str]) -> Iterat
         broken[path.name] = f"damaged or cut off: {first_line(e)}; what follows is lost"
 
 
-def _refusal(member: tarfile.TarInfo) -> str | None:
+def _refusal(member: tarfile.TarInfo, size_bytes: int) -> str | None:
     if member.isdir():
         return "a folder"
-    if not member.isreg():
+    if not member.isreg() or member.issparse():
         return "not a regular file"
+    if member.offset_data + member.size > size_bytes:
+        return "the tar is cut off"
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\\" in member.name:
         return "its path leads out of the tar"
@@ -122,7 +125,6 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
 def _pictures(
     tar: tarfile.TarFile, path: Path, members: list[tarfile.TarInfo], broken: dict[str, str]
 ) -> Iterator[TarPicture]:
-    size_bytes = path.stat().st_size
     for key, group in groupby(members, key=lambda member: _key(member.name)):
         files = {PurePosixPath(member.name).suffix.lower(): member for member in group}
         pictures = [member for suffix, member in files.items() if suffix in IMAGE_SUFFIXES]
@@ -131,8 +133,6 @@ def _pictures(
             reason = f"{len(pictures)} pictures in one sample"
         elif pictures[0].size > MAX_PICTURE_BYTES:
             reason = f"{pictures[0].size} bytes, at most {MAX_PICTURE_BYTES} are read"
-        elif pictures[0].offset_data + pictures[0].size > size_bytes:
-            reason = "the tar is cut off"
         if reason is not None:
             broken[f"{path.name}:{key}"] = reason
             continue

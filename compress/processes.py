@@ -30,7 +30,7 @@ LONG = timedelta(days=7)
 HEARING_S = 2.0
 """How long a process whose partner is gone waits for the reason."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "Timed out", "store")
-_END = "end of the main process's items"
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class LostProcessError(EdgekitError):
@@ -265,19 +265,17 @@ def joined() -> Processes:
 
 def world_size() -> int:
     """Return how many processes the launcher says it started: torchrun, Accelerate, or mpirun."""
-    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    return max(int(os.environ.get(name, "1")) for name in names)
+    return max(int(os.environ.get(name, "1")) for name in _SIZES)
 
 
 def missing_launcher() -> str | None:
     """Return a warning where `accelerate launch` was asked for several processes and started one; else None."""
-    env = os.environ
-    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and world_size() == 1:
-        return (
-            "accelerate launch was asked for several processes and started one, as it does where it finds no GPUs "
-            "(accelerate 1.15): add --multi_gpu, which works on CPUs too, or use torchrun --nproc-per-node"
-        )
-    return None
+    if world_size() > 1 or not {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
+        return None
+    return (
+        "accelerate launch was asked for several processes and started one, as it does where it finds no GPUs "
+        "(accelerate 1.15): add --multi_gpu, which works on CPUs too, or use torchrun --nproc-per-node"
+    )
 
 
 def _leave() -> None:

@@ -31,7 +31,8 @@ def log_softmax(logits: NDArray[np.floating[Any]]) -> Floats:
 
 def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Return counts (C, C): rows are true classes, columns predicted ones."""
-    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    counts = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return np.asarray(counts.reshape(classes, classes), np.int64)
 
 
 def macro_f1(matrix: NDArray[np.integer[Any]]) -> float:
@@ -53,7 +54,8 @@ def kl_divergences(targets: NDArray[np.floating[Any]], log_probabilities: Floats
     """Return KL(t ‖ p) = Σ_c t_c (log t_c − log p_c) (N,); for one-hot targets it is the cross-entropy."""
     wanted = np.asarray(targets, np.float64)
     entropy = -(wanted * np.log(np.where(wanted > 0, wanted, 1.0))).sum(axis=1)
-    return cross_entropies(wanted, log_probabilities) - entropy
+    found: Floats = cross_entropies(wanted, log_probabilities) - entropy
+    return found
 
 
 def bootstrap(samples: int, statistic: Callable[[NDArray[np.int64]], float], level: float = 0.95) -> Interval:

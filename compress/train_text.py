@@ -34,7 +34,8 @@ from edgekit.models.text_classifier import (
 from edgekit.models.text_encoder import EncoderConfig
 from edgekit.models.text_tokenizer import TextTokenizer, train_bpe
 from edgekit.terminal import Terminal
-from edgekit.text_data import TextDataset, TextFiles, load_texts
+from edgekit.text_data import TextDataset, load_texts
+from edgekit.text_files import TextFiles
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from edgekit.export.runtimes import SUFFIX_OF, Format
 from edgekit.export.text_deploy import DeployText
 from edgekit.export.text_session import INPUT_NAME
 
+TEXT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+NO_HALF_TABLES = "TFLite reads tables of vectors as float32 or 8-bit codes, not as float16; take fp32 or int8"
 MAX_BATCH = 1024
 _PLACE = "edgekit.output."
 
@@ -118,7 +120,7 @@ def _tflite(conversion: TextConversion, precision: Precision, out: Path) -> str:
         export_text_tflite(conversion, out)
         return "float32 weights and arithmetic"
     if precision == "fp16":
-        raise UsageError("TFLite reads tables of vectors as float32 or 8-bit codes, not as float16; take fp32 or int8")
+        raise UsageError(NO_HALF_TABLES)
     base = conversion.base("tflite", lambda path: export_text_tflite(conversion, path))
     from edgekit.export.tflite_int8 import TfliteQuantConfig, quantize_tflite
 

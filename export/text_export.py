@@ -17,8 +17,9 @@ import yaml
 
 from edgekit import atomic
 from edgekit.errors import EdgekitError, UsageError, VerificationError, first_line
+from edgekit.export.attempt import Attempt
 from edgekit.export.audit import check_precision
-from edgekit.export.export import Attempt, ExportConfig
+from edgekit.export.export import ExportConfig
 from edgekit.export.golden import INPUTS
 from edgekit.export.manifest import (
     GOLDEN_FILE,
@@ -33,7 +34,7 @@ from edgekit.export.ports import ports_of
 from edgekit.export.runtimes import SUFFIX_OF, Format, size_bytes
 from edgekit.export.session import Outputs
 from edgekit.export.text_card import text_card
-from edgekit.export.text_convert import TEXT_EXPORTERS, TextConversion, texts_about
+from edgekit.export.text_convert import NO_HALF_TABLES, TEXT_EXPORTERS, TEXT_PRECISIONS, TextConversion, texts_about
 from edgekit.export.text_deploy import DeployText, TorchTextSession
 from edgekit.export.text_golden import TOKENIZER_FILE, TextGolden, write_text_golden
 from edgekit.export.text_session import open_text_session, run_texts
@@ -41,7 +42,8 @@ from edgekit.interval import wilson
 from edgekit.models.text_classifier import TextClassifier, load_text_classifier, text_file
 from edgekit.models.text_tokenizer import Ids, TextTokenizer
 from edgekit.terminal import Terminal, human_bytes
-from edgekit.text_data import TextFiles, TextSplit, limited, load_split, load_texts
+from edgekit.text_data import TextSplit, limited, load_split, load_texts
+from edgekit.text_files import TextFiles
 
 MOST_TEXTS = 2000
 """Compared with PyTorch; texts cost less than pictures."""
@@ -75,6 +77,7 @@ def export_text_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool
         EdgekitError: the run, the data or the output are not usable.
     """
     atomic.refuse_existing(config.output, overwrite=overwrite)
+    wanted = _wanted(config, terminal)
     classifier, tokenizer = load_text_classifier(config.run)
     model = DeployText(classifier, config.outputs).eval()
     texts = limited(comparison_texts(config, classifier), MOST_TEXTS)
@@ -91,15 +94,29 @@ def export_text_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool
     ):
         about = texts_about(model, tokenizer.to_dict())
         conversion = TextConversion(model, Path(work), about, config.dynamic_batch)
-        attempts = [
-            _attempt(conversion, form, precision, bundle, comparison, terminal)
-            for form in config.formats
-            for precision in config.precisions
-        ]
+        attempts = [_attempt(conversion, form, precision, bundle, comparison, terminal) for form, precision in wanted]
         if all(attempt.problems for attempt in attempts):
             raise VerificationError(f"no file passed, so no bundle was written to {config.output}")
         _write_bundle(bundle, config, (classifier, tokenizer), comparison, attempts)
     return attempts
+
+
+def _wanted(config: ExportConfig, terminal: Terminal) -> list[tuple[Format, Precision]]:
+    """Return the files to make.
+
+    Raises:
+        UsageError: a precision that is not for texts, or nothing is left.
+    """
+    for precision in config.precisions:
+        if precision not in TEXT_PRECISIONS:
+            raise UsageError(f"--precision {precision} is for pictures; texts have {', '.join(TEXT_PRECISIONS)}")
+    if config.auto:
+        raise UsageError(f"--precision auto is for pictures; texts have {', '.join(TEXT_PRECISIONS)}")
+    wanted = [(form, precision) for form in config.formats for precision in config.precisions]
+    if len(wanted) > 1 and ("tflite", "fp16") in wanted:
+        terminal.warn(f"model.fp16.tflite is left out: {NO_HALF_TABLES}")
+        wanted.remove(("tflite", "fp16"))
+    return wanted
 
 
 def comparison_texts(config: ExportConfig, classifier: TextClassifier) -> TextSplit:

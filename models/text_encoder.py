@@ -124,7 +124,7 @@ class PieceEmbedding(nn.Module):
     def folded(self) -> nn.Embedding:
         """Return the plain table that gives the same vectors."""
         rows = self.table.weight if self.parts is None else self._rows(torch.arange(self.table.num_embeddings))
-        return nn.Embedding(*rows.shape, _weight=rows.detach().clone())
+        return nn.Embedding(rows.shape[0], rows.shape[1], _weight=rows.detach().clone())
 
 
 def _gram_buckets(piece: bytes, config: EncoderConfig) -> list[int]:

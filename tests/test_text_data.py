@@ -11,7 +11,8 @@ import pytest
 from texts_for_tests import reviews, write_reviews
 
 from edgekit.errors import DataError, UsageError
-from edgekit.text_data import TextFiles, limited, load_split, load_texts
+from edgekit.text_data import limited, load_split, load_texts
+from edgekit.text_files import TextFiles
 
 
 def write(path: Path, content: str) -> Path:

@@ -74,7 +74,7 @@ def train_text(**options: Any) -> None:
     from edgekit.compress.text_recipe import load_text_recipe
     from edgekit.compress.train_text import TextConfig
     from edgekit.compress.train_text import train_text as run_training
-    from edgekit.text_data import TextFiles
+    from edgekit.text_files import TextFiles
 
     fit: dict[str, Any] = {name: options[name] for name in _FIT}
     fit["schedule"] = {"name": options["schedule"]}

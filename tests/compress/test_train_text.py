@@ -22,7 +22,7 @@ from edgekit.errors import StoppedError, UsageError
 from edgekit.models.text_classifier import load_text_classifier
 from edgekit.models.text_tokenizer import PADDING, train_bpe
 from edgekit.terminal import Terminal
-from edgekit.text_data import TextFiles
+from edgekit.text_files import TextFiles
 
 QUIET = Terminal(-1)
 TINY: dict[str, Any] = {

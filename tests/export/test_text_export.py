@@ -33,7 +33,7 @@ from edgekit.export.verify import verify_bundle
 from edgekit.models.text_classifier import load_text_classifier, save_text_classifier
 from edgekit.models.text_tokenizer import START, train_bpe
 from edgekit.terminal import Terminal
-from edgekit.text_data import TextFiles
+from edgekit.text_files import TextFiles
 from tests.bare_environment_for_tests import BareEnvironment
 from tests.tolerances import FP32_EXPORT
 
@@ -211,10 +211,14 @@ def test_a_file_that_loses_accuracy_does_not_pass(run: Path, tmp_path: Path, mon
     assert not (tmp_path / "biased").exists()
 
 
-def test_what_cannot_be_is_a_failed_file_with_its_reason(run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_left_out_or_refused_with_its_reason(run: Path, tmp_path: Path) -> None:
     attempts = export(run, tmp_path / "b", formats=("onnx", "tflite"), precisions=("fp16",))
-    assert [bool(attempt.problems) for attempt in attempts] == [False, True]
-    assert "not as float16" in attempts[1].problems[0]
+    assert [(attempt.name, attempt.problems) for attempt in attempts] == [("model.fp16.onnx", ())]
+    with pytest.raises(VerificationError, match="no file passed"):
+        export(run, tmp_path / "c", formats=("tflite",), precisions=("fp16",))
+    for changes in ({"precisions": ("mixed",)}, {"precisions": (), "auto": True}):
+        with pytest.raises(UsageError, match="is for pictures; texts have fp32, fp16, int8"):
+            export(run, tmp_path / "d", **changes)
 
 
 def test_pictures_are_not_texts(bundle: Path) -> None:

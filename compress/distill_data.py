@@ -102,8 +102,8 @@ def prepare(
     with joined().main_first():  # it asks the teacher; the others find its store
         taught = _ask(config, train, val, dataset.classes, device, terminal)
     if taught is None:
-        source = StoredSource(train, None, config.recipe, contract)
-        return Prepared(DistillData(source, val, None, None), dataset, facts, None, None)
+        alone = StoredSource(train, None, config.recipe, contract)
+        return Prepared(DistillData(alone, val, None, None), dataset, facts, None, None)
     source: Source
     if taught.teachers:
         weights = teacher_weights(config)

@@ -136,7 +136,8 @@ def join(rows: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> NDArr
     """Return unit rows (B, ΣD): each teacher's (B, D) times the root of its weight."""
     joined = np.concatenate([row * np.float32(math.sqrt(w)) for row, w in zip(rows, weights, strict=True)], axis=1)
     norms = np.linalg.norm(joined, axis=1, keepdims=True)  # float16 rows are 5e-4 off
-    return (joined / norms).astype(np.float32)
+    unit: NDArray[np.float32] = (joined / norms).astype(np.float32)
+    return unit
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from edgekit.terminal import human_bytes, print_json
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
-class _Bytes(click.ParamType):
+class _Bytes(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
     """A number of bytes: 500000, 100MB, 1G."""
 
     name = "SIZE"

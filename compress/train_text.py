@@ -109,11 +109,7 @@ def train_text(
         changes = refuse_changes(run, config.to_dict(), allow_change)
     else:
         refuse_existing(config.output, overwrite=overwrite)
-    dataset = load_texts(config.files, fit_config.seed)
-    for note in dataset.notes:
-        terminal.warn(note)
-    if not resume:
-        refuse_restarts(fit_config, max(1, round(len(dataset.train) / fit_config.batch_size)))
+    dataset = _load(config, terminal, resume=resume)
     teacher = _teacher(config, dataset)
     model, tokenizer = build_model(config, dataset)
     data, cut = _prepare(config, dataset, tokenizer, teacher)
@@ -125,14 +121,32 @@ def train_text(
                 terminal.warn(f"resumed with another setting: {change}")
             run.write_config(config.to_dict())
         else:
-            _clear(run)
-            begun = {"task": "text", "seed": fit_config.seed, "data": facts, "model": model_facts(model)}
-            run.create(config.to_dict(), {**begun, "teacher": _teacher_facts(config, teacher, data)})
+            _begin(run, config, {"data": facts, "model": model_facts(model), "teacher": _taught(config, teacher, data)})
         announce(terminal, run.facts())
         task = TextTask(model, tokenizer, config.recipe, data)
         result = fit(task, fit_config, run, display=TrainingDisplay(terminal), resume=resume)
         summarise(run, dataset, result, teacher, terminal)
         return TextSummary(result, run.facts())
+
+
+def _load(config: TextConfig, terminal: Terminal, *, resume: bool) -> TextDataset:
+    """Read the texts, say what a user must know of them, and refuse a plan that is known to cost accuracy."""
+    fit_config = config.recipe.fit
+    dataset = load_texts(config.files, fit_config.seed)
+    for note in dataset.notes:
+        terminal.warn(note)
+    if not resume:
+        refuse_restarts(fit_config, max(1, round(len(dataset.train) / fit_config.batch_size)))
+    return dataset
+
+
+def _begin(run: RunFolder, config: TextConfig, facts: Mapping[str, Any]) -> None:
+    """Write what a new run knows before its first step, in place of what a replaced one left."""
+    left = (run.metrics_path, run.history_path, run.facts_path, run.path / TextTask.checkpoint_name)
+    for path in (*left, *run.path.glob("tensorboard/events*"), *run.plots.glob("*.png")):
+        path.unlink(missing_ok=True)
+    # the states go in `fit`
+    run.create(config.to_dict(), {"task": "text", "seed": config.recipe.fit.seed, **facts})
 
 
 def build_model(config: TextConfig, dataset: TextDataset) -> tuple[TextClassifier, TextTokenizer]:
@@ -199,18 +213,10 @@ def teacher_says(teacher: tuple[TextClassifier, TextTokenizer], texts: tuple[str
     return TeacherSays(F.normalize(output.embedding, dim=1).numpy(), output.logits.numpy())
 
 
-def _teacher_facts(
+def _taught(
     config: TextConfig, teacher: tuple[TextClassifier, TextTokenizer] | None, data: TextData
 ) -> dict[str, Any] | None:
     if teacher is None or data.val_teacher is None:
         return None
     right = data.val_teacher.logits.argmax(axis=1) == data.val.labels
     return {"name": str(config.teacher), **model_facts(teacher[0]), "val_acc": float(np.mean(right))}
-
-
-def _clear(run: RunFolder) -> None:
-    """Take away what a replaced run left, so that nothing of it is mistaken for this one."""
-    left = (run.metrics_path, run.history_path, run.facts_path, run.path / TextTask.checkpoint_name)
-    for path in (*left, *run.path.glob("tensorboard/events*"), *run.plots.glob("*.png")):
-        path.unlink(missing_ok=True)
-    # the states go in `fit`

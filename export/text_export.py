@@ -227,11 +227,8 @@ def _write_bundle(
 ) -> None:
     classifier, tokenizer = made_of
     spec = classifier.spec
-    golden = TextGolden(
-        comparison.ids[:INPUTS],
-        {name: values[:INPUTS] for name, values in comparison.expected.items()},
-        comparison.texts.texts[:INPUTS],
-    )
+    outputs = {name: values[:INPUTS] for name, values in comparison.expected.items()}
+    golden = TextGolden(comparison.ids[:INPUTS], outputs, comparison.texts.texts[:INPUTS])
     write_text_golden(bundle / GOLDEN_FILE, golden)
     atomic.write_text(bundle / TOKENIZER_FILE, json.dumps(tokenizer.to_dict()))
     facts = _run_facts(config.run)

@@ -68,7 +68,8 @@ class FitConfig(_Frozen):
         accumulate: micro-batches that a step is computed in, one after the other, to save memory. Their weighted
             gradients sum to the whole batch's; batch norm sees each micro-batch alone, so with it the result differs.
         lr: peak learning rate.
-        optimizer: "adamw", or "sgd" with `momentum`, and Nesterov's where `nesterov`; `betas` are AdamW's alone.
+        optimizer: "adamw"; "muon" (`edgekit.compress.muon`), AdamW with orthogonal updates of matrices; or "sgd" with
+            `momentum`, and Nesterov's where `nesterov`. `betas` are AdamW's.
         weight_decay: decoupled with AdamW, L2 with SGD; not applied to biases, norms and other vectors when
             `decay_matrices_only`.
         schedule: learning-rate factor over time.
@@ -77,6 +78,8 @@ class FitConfig(_Frozen):
         seed: all randomness is a function of (seed, epoch, sample index).
         device: "auto" takes cuda, then mps, then cpu.
         precision: "bf16" runs autocast; "fp32" does not.
+        compile: fuse the student's operators with `torch.compile`; costs a minute or more at the start, for every size
+            of picture, and pays in runs that are much longer.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         channels_last: memory format of the pictures and weights; faster convolutions on CPUs and tensor cores.
         checkpoint_every: save within epochs, too: every "200" steps, "60s" or "5m"; None saves at their ends only.
@@ -91,7 +94,7 @@ class FitConfig(_Frozen):
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     lr: float = Field(default=3e-4, gt=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=0.01, ge=0)
@@ -104,6 +107,7 @@ class FitConfig(_Frozen):
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    compile: bool = False
     evaluate_every: int = Field(default=1, ge=1)
     checkpoint_every: str | None = None
     guard: Action = "warn"

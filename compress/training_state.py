@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from edgekit.compress.ema import Ema
+from edgekit.compress.muon import Muon
 from edgekit.compress.processes import join, world_size
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.replica import Replica
@@ -129,6 +130,8 @@ def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer
     groups = parameter_groups(model, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    if config.optimizer == "muon":
+        return Muon(groups, lr=config.lr, betas=config.betas)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
@@ -162,6 +165,8 @@ class TrainingState:
         # several processes evaluate and save the model itself, and train it through the replica
         self.model: nn.Module = model if self._replica else self.accelerator.prepare(model)
         self.plain: nn.Module = self.accelerator.unwrap_model(self.model)
+        if config.compile and self._replica is None:
+            self.plain.compile()  # in place: the names of its weights stay, and the moving average is a plain copy
         self.position, self.result, self.lr_scale = Position(), FitResult(), 1.0
 
     def losses(self, batch: Any) -> Mapping[str, Tensor]:

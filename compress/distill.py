@@ -60,6 +60,7 @@ def distill(
         terminal.warn(warning)
     with processes.together():
         config.check()
+        config = config.fitted()
         resume, changes = processes.from_main(lambda: _look(config, overwrite, resume, allow_change))
         return _distill(config, terminal if processes.is_main else muted(), processes, resume, changes)
 

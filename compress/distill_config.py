@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,11 +89,6 @@ class DistillConfig:
         if self.init_from is not None and self.student_weights is not None:
             raise UsageError("--init-from and --student-weights exclude each other; give one")
         check_arch(self.student)
-        if self.recipe.grow_from < 1 and has_fixed_size(self.student):
-            raise UsageError(
-                f"--student {self.student} takes pictures of one size only, and the recipe begins with smaller ones "
-                f"(grow_from {self.recipe.grow_from:g}): set grow_from: 1 in a recipe of your own"
-            )
         pretrained = self.init_from is not None or self.student_weights is not None or "." in self.student
         if self.recipe.freeze and not pretrained:
             raise UsageError(
@@ -116,6 +111,12 @@ class DistillConfig:
             raise UsageError(f"--teacher is given {len(self.teachers)} times; clips learn from one: give it once")
         if self.frames > 1 and self.recipe.init_classifier:
             raise UsageError("init_classifier is for still pictures: the classifier of clips has a hidden layer")
+
+    def fitted(self) -> DistillConfig:
+        """Return the settings with what this student cannot do left out: nets of one input size see no smaller one."""
+        if self.recipe.grow_from == 1 or not has_fixed_size(self.student):
+            return self
+        return replace(self, recipe=self.recipe.model_copy(update={"grow_from": 1.0}))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved settings, for config.yaml."""

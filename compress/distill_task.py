@@ -20,7 +20,6 @@ from edgekit.compress.recipe import Recipe
 from edgekit.compress.relations import affinity_loss, contrastive_loss
 from edgekit.compress.shares import Share, Split
 from edgekit.compress.source import Batch, Source
-from edgekit.errors import UsageError
 from edgekit.models.checkpoint import STUDENT_FILE, save_student
 from edgekit.models.student import Student, StudentOutput
 
@@ -67,17 +66,7 @@ class DistillTask:
         return self.data.source.batches(epoch, device, start)
 
     def shares(self, epoch: int, device: torch.device, start: int, split: Split) -> Iterator[Batch]:
-        """Yield this process's parts of the batches of a 1-based epoch from number `start` on.
-
-        Raises:
-            UsageError: a loss compares all pairs of a batch, and the batch comes in several pieces.
-        """
-        pairs = sorted(_PAIRS & self._weights.keys())
-        if pairs and split.accumulate > 1:
-            raise UsageError(
-                f"the {' and '.join(pairs)} loss compares all pictures of a batch with each other, which --accumulate "
-                f"{split.accumulate} takes apart. Leave --accumulate out, or set the weight to 0"
-            )
+        """Yield this process's parts of the batches of a 1-based epoch from number `start` on."""
         return self.data.source.batches(epoch, device, start, split)
 
     def batch_length(self, batch: Batch) -> int:
@@ -93,7 +82,8 @@ class DistillTask:
         if "task" in self._weights:
             parts["task"] = task_loss(output.logits, batch.labels, self.recipe.label_smoothing)
         if batch.share is not None:
-            parts = {name: _contribution(name, value, batch.share) for name, value in parts.items()}
+            micros = self.recipe.fit.accumulate
+            parts = {name: _contribution(name, value, batch.share, micros) for name, value in parts.items()}
         total = distillation_loss(parts, {name: w for name, w in self._weights.items() if name in parts})
         labelled = batch.labels >= 0
         correct = ((output.logits.argmax(1) == batch.labels) & labelled).sum()
@@ -154,10 +144,10 @@ class DistillTask:
         save_student(path, self.student, model)
 
 
-def _contribution(name: str, value: Tensor, share: Share) -> Tensor:
+def _contribution(name: str, value: Tensor, share: Share, micros: int) -> Tensor:
     """Return what a part's mean adds to that of the whole step."""
-    if name in _PAIRS:  # of the whole batch already
-        return joined().once(value)
+    if name in _PAIRS:  # of the whole micro-batch already, that of all processes
+        return joined().once(value) / micros
     return value * (share.labelled if name == "task" else share.samples)
 
 

@@ -141,7 +141,7 @@ class Recipe(_Frozen):
         temperature: T of the response loss.
         feature_loss: "cosine" or "mse".
         response_loss: "kl", "decoupled" or "standardised".
-        affinity, contrastive: weights of the two losses over pairs.
+        affinity, contrastive: weights of the two losses over pairs; with `fit.accumulate`, pairs of a micro-batch.
         label_smoothing: of the task loss.
         views: augmented views per picture that the teacher embeds once; training cycles through them. 0 means that
             the teacher sees only the plain picture while the student's view is augmented afresh.

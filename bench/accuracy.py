@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -10,38 +11,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.bench.candidates import Candidate
 from edgekit.bench.metrics import agreement, classification_scores, correct, embedding_cosine, kl_divergence
-from edgekit.bench.results import BenchRow
+from edgekit.bench.results import Answers, BenchRow
 from edgekit.bench.significance import ScoreError, compare_accuracy
+from edgekit.bench.state import State
 from edgekit.data import Sample, load_dataset
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.export.export_clips import frames_of
-from edgekit.export.session import FloatArray, Outputs, Session, run_batched
+from edgekit.export.session import FloatArray, Outputs
 from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess, load_batch
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 _CHUNK = 64
-
-
-@dataclass
-class State:
-    """A candidate on its way through a bench run; its row grows as things are measured."""
-
-    candidate: Candidate
-    row: BenchRow
-    session: Session | None = None
-    outputs: Outputs | None = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether it could be opened and has not failed since."""
-        return self.session is not None and self.row.status == "ok"
-
-    def fail(self, reason: str) -> None:
-        """Mark it failed; what was found before is kept."""
-        self.row = replace(self.row, status="failed", failure=reason)
 
 
 @dataclass(frozen=True)
@@ -109,14 +91,14 @@ def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
             part = truth.samples[at : at + _CHUNK]
             batches: dict[Preprocess, FloatArray] = {}
             for state in (state for state in running if state.alive):
-                assert state.session is not None
-                contract = state.candidate.contract_for(state.session)
+                contract = state.contract
                 if contract not in batches:
                     batches[contract] = _inputs(part, truth.frames, contract)
                 try:
-                    parts[state.candidate.name].append(run_batched(state.session, batches[contract]))
-                except Exception as e:  # a native runtime raises its own types; the other candidates must go on
-                    state.fail(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}")
+                    assert state.worker is not None
+                    parts[state.candidate.name].append(state.worker(batches[contract]))
+                except EdgekitError as e:  # the other candidates go on
+                    state.fail(str(e))
             advance(len(part))
     for state in running:
         if state.alive:
@@ -132,6 +114,16 @@ def _inputs(samples: Sequence[Sample], frames: int, contract: Preprocess) -> Flo
     if frames > 1:
         return frames_of(samples, frames, contract)
     return load_batch([sample.path for sample in samples], contract)
+
+
+def answers(states: Sequence[State], truth: Truth) -> dict[str, Answers]:
+    """Return which pictures every scored candidate got right."""
+    digest = hashlib.sha256("".join(f"{s.key}\0{s.label}\n" for s in truth.samples).encode()).hexdigest()
+    found = {}
+    for state in states:
+        if state.row.scores is not None and state.outputs is not None:
+            found[state.candidate.name] = Answers.of(correct(state.outputs["logits"], truth.labels), digest)
+    return found
 
 
 def score(states: Sequence[State], truth: Truth, baseline: str) -> None:

@@ -1,22 +1,32 @@
-"""The models under test: teacher, student and artifacts, and what bench must know to open and feed each of them."""
+"""The models under test: teacher, student and artifacts, and what bench must know to open and feed each of them.
+
+Files are only hashed here. What opens one runs in a process of its own, see `edgekit.bench.worker`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgekit.bench.results import Kind
-from edgekit.errors import EdgekitError, UsageError
-from edgekit.export.manifest import MANIFEST_FILE, read_manifest, resolve
-from edgekit.export.runtimes import CAN_BE_TIMED, DEFAULT_RUNTIME, format_of, open_session, size_bytes
-from edgekit.export.session import FloatArray, Outputs, RuntimeInfo, Session
+from edgekit.bench.worker import Opening
+from edgekit.errors import EdgekitError, LoadError, UsageError
+from edgekit.export.manifest import MANIFEST_FILE, FileRecord, Manifest, read_manifest, resolve, sha256_of
+from edgekit.export.runtimes import CAN_BE_TIMED, DEFAULT_RUNTIME, Format, format_of, size_bytes
 from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess
+
+UNREAD = "?"
+"""Stands for a format or precision that is not known (yet)."""
+_LIBRARIES: Mapping[Format, tuple[str, ...]] = {
+    "onnx": ("onnxruntime",),
+    "tflite": ("ai_edge_litert.interpreter",),
+    "coreml": ("torch",),
+}
+_EAGER = ("torch", "timm", "edgekit.export.deploy")
 
 
 @dataclass(frozen=True)
@@ -26,98 +36,136 @@ class Candidate:
     Attributes:
         name: shown in the table, unique.
         kind, format, precision: as in `BenchRow`.
-        open: opens a session; raises EdgekitError where it cannot.
+        opening: how a process of its own opens it; None for a teacher of which only the answers are known.
+        path: of an artifact.
+        sha256: of an artifact, as in manifests.
         contract: how pictures are prepared; None takes the session's size and ImageNet's usual geometry.
         size_bytes, parameters: None where unknown.
         timed: whether its latency means anything here.
         scored: whether it is run on the pictures; a teacher's answers are on record instead.
         frames: pictures that it takes for one answer: 1, or those of a clip.
+        problem: why it is not even opened.
     """
 
     name: str
     kind: Kind
     format: str
     precision: str
-    open: Callable[[], Session]
+    opening: Opening | None
+    path: Path | None = None
+    sha256: str | None = None
     contract: Preprocess | None = None
     size_bytes: int | None = None
     parameters: int | None = None
     timed: bool = True
     scored: bool = True
     frames: int = 1
-
-    def contract_for(self, session: Session) -> Preprocess:
-        """Return how pictures are prepared for this model."""
-        size = session.input_shape[2]
-        return self.contract or Preprocess(size, round(size / 0.875), "bilinear")
+    problem: str | None = None
 
 
-def artifact_paths(paths: Sequence[Path]) -> list[Path]:
+@dataclass(frozen=True)
+class Given:
+    """An artifact that was asked for.
+
+    Attributes:
+        path: of the file, or of the bundle where not even its list can be read.
+        record: what the manifest beside it says of it; None where none lists it.
+        manifest: that manifest.
+        problem: why it cannot be opened.
+    """
+
+    path: Path
+    record: FileRecord | None = None
+    manifest: Manifest | None = field(default=None, repr=False)
+    problem: str | None = None
+
+
+def given_artifacts(paths: Sequence[Path]) -> list[Given]:
     """Return the artifacts that the given paths stand for: files, or bundles with all of theirs.
 
     Raises:
         UsageError: a folder that is no bundle.
-        LoadError: a bundle whose manifest cannot be read.
     """
-    found: list[Path] = []
+    found: list[Given] = []
     for path in paths:
         if (path / MANIFEST_FILE).is_file():
-            found += [resolve(path, record.path) for record in read_manifest(path).files]
+            found += _of_bundle(path)
         elif path.is_dir() and path.suffix != ".mlpackage":
             raise UsageError(f"{path} is a folder without {MANIFEST_FILE}; give artifacts, or bundles made by export")
         else:
-            found.append(path)
+            found.append(_of_file(path))
     return found
 
 
-def artifact_candidates(paths: Sequence[Path], threads: int) -> list[Candidate]:
+def _of_bundle(bundle: Path) -> list[Given]:
+    try:
+        manifest = read_manifest(bundle)
+    except LoadError as e:
+        return [Given(bundle, problem=str(e))]
+    return [_of_record(bundle, record, manifest) for record in manifest.files]
+
+
+def _of_record(bundle: Path, record: FileRecord, manifest: Manifest) -> Given:
+    try:
+        return Given(resolve(bundle, record.path), record, manifest)
+    except EdgekitError as e:
+        return Given(bundle / Path(record.path).name, record, manifest, str(e))
+
+
+def _of_file(path: Path) -> Given:
+    """Return a file with what the manifest beside it says of it, where one lists it."""
+    if not (path.parent / MANIFEST_FILE).is_file():
+        return Given(path)
+    try:
+        manifest = read_manifest(path.parent)
+    except LoadError as e:
+        return Given(path, problem=f"the manifest beside it cannot be read: {e}")
+    records = [record for record in manifest.files if record.path == path.name]
+    return Given(path, records[0], manifest) if records else Given(path)
+
+
+def artifact_candidates(given: Sequence[Given], threads: int) -> list[Candidate]:
     """Return a candidate per artifact; files of the same name are told apart by their place."""
+    paths = [one.path for one in given]
     names = [path.name for path in paths]
     found = []
-    for number, path in enumerate(paths):
+    for number, one in enumerate(given):
+        path = one.path
         name = path.name if names.count(path.name) == 1 else str(path)
-        if paths.index(path) != number:
-            name = (
-                f"{name} (again)" if paths[:number].count(path) == 1 else f"{name} (again {paths[:number].count(path)})"
-            )
-        form = format_of(path)
-        found.append(
-            Candidate(
-                name,
-                "artifact",
-                form,
-                _precision(path),
-                lambda path=path: open_session(path, threads),  # type: ignore[misc]
-                _contract(path),
-                size_bytes(path) if path.exists() else None,
-                timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
-                frames=_frames(path),
-            )
-        )
+        earlier = paths[:number].count(path)
+        if earlier:
+            name = f"{name} (again)" if earlier == 1 else f"{name} (again {earlier})"
+        found.append(_artifact(name, one, threads))
     return found
 
 
-def _precision(path: Path) -> str:
-    from edgekit.export.audit import stored_precision
-
+def _artifact(name: str, given: Given, threads: int) -> Candidate:
+    unread = Candidate(name, "artifact", UNREAD, UNREAD, None, given.path, problem=given.problem)
     try:
-        return stored_precision(path)
-    except EdgekitError:
-        return "?"  # opening it will say what is wrong
-
-
-def _contract(path: Path) -> Preprocess | None:
-    """Return the contract in the manifest beside a file."""
-    if not (path.parent / MANIFEST_FILE).is_file():
-        return None
-    return Preprocess.from_dict(read_manifest(path.parent).input.preprocess)
-
-
-def _frames(path: Path) -> int:
-    """Return how many frames the manifest beside a file says it takes."""
-    if not (path.parent / MANIFEST_FILE).is_file():
-        return 1
-    return read_manifest(path.parent).input.frames
+        form = format_of(given.path)
+        if given.problem is not None:
+            return replace(unread, format=form)
+        if not given.path.exists():
+            raise LoadError(f"{given.path} is not there")
+        sha256 = sha256_of(given.path)
+        size = size_bytes(given.path)
+    except (EdgekitError, OSError) as e:
+        return replace(unread, problem=given.problem or str(e))
+    known = replace(unread, format=form, sha256=sha256, size_bytes=size)
+    if given.record is not None and given.record.sha256 != sha256:
+        return replace(known, problem="it is not the file that was exported: its sha256 differs from the manifest's")
+    listed = given.manifest if given.record is not None else None
+    return replace(
+        known,
+        opening=Opening(
+            "edgekit.bench.openers:artifact",
+            (str(given.path.absolute()), threads),
+            _LIBRARIES[form],
+        ),
+        contract=Preprocess.from_dict(listed.input.preprocess) if listed else None,
+        timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
+        frames=listed.input.frames if listed else 1,
+    )
 
 
 def student_candidate(run: Path, threads: int) -> Candidate:
@@ -126,20 +174,21 @@ def student_candidate(run: Path, threads: int) -> Candidate:
     Raises:
         LoadError: the run holds no student.
     """
-    from edgekit.export.deploy import DeployModel, TorchSession
     from edgekit.models.checkpoint import load_student, student_file
     from edgekit.models.complexity import count_parameters
 
     student = load_student(run)
+    file = student_file(run)
     return Candidate(
         "student",
         "student",
         "pytorch",
         "fp32",
-        lambda: TorchSession(DeployModel(student), threads),
-        student.spec.preprocess,
-        student_file(run).stat().st_size,
-        count_parameters(student),
+        Opening("edgekit.bench.openers:student", (str(run.absolute()), threads), _EAGER),
+        sha256=sha256_of(file),
+        contract=student.spec.preprocess,
+        size_bytes=file.stat().st_size,
+        parameters=count_parameters(student),
         frames=student.spec.frames,
     )
 
@@ -153,52 +202,29 @@ def teacher_candidate(run: Path, threads: int) -> Candidate | None:
     recorded: dict[str, Any] = facts["teacher"]
     frames = int(facts["student"].get("frames", 1))
     if recorded["fingerprint"] is None:
-        return Candidate("teacher", "teacher", "embeddings", "fp16", _OnRecord, timed=False, scored=False)
+        return Candidate("teacher", "teacher", "embeddings", "fp16", None, timed=False, scored=False)
     parameters: int | None = recorded["parameters"]
+    name = _absolute(str(recorded["name"]))
     return Candidate(
         "teacher",
         "teacher",
-        "onnx" if str(recorded["name"]).endswith(".onnx") else "pytorch",
+        "onnx" if name.endswith(".onnx") else "pytorch",
         "fp32",
-        lambda: _TeacherSession(str(recorded["name"]), str(recorded["fingerprint"]), threads, frames),
-        None,
-        4 * parameters if parameters else None,
-        parameters,
+        Opening(
+            "edgekit.bench.openers:teacher",
+            (name, str(recorded["fingerprint"]), threads, frames),
+            ("torch", "onnxruntime") if name.endswith(".onnx") else ("torch", "open_clip"),
+        ),
+        size_bytes=4 * parameters if parameters else None,
+        parameters=parameters,
         scored=False,
         frames=frames,
     )
 
 
-class _OnRecord:
-    """Stands for a teacher of which only the embeddings are known: it has accuracy, but cannot be run."""
-
-    info = RuntimeInfo("recorded", "", 0, "", "only its embeddings are known, so it has no latency")
-    input_shape = (None, 3, 1, 1)
-
-    def __call__(self, images: FloatArray) -> Outputs:
-        raise EdgekitError("only the teacher's embeddings are known")
-
-
-class _TeacherSession:
-    """The teacher itself, to be timed at its own input size; of a clip student's, on as many frames at once."""
-
-    def __init__(self, name: str, fingerprint: str, threads: int, frames: int) -> None:
-        import torch
-
-        from edgekit.models.teacher import load_teacher
-
-        self._teacher = load_teacher(name, torch.device("cpu"), threads=threads)
-        if self._teacher.fingerprint() != fingerprint:
-            raise UsageError(f"the teacher {name} is not the one that the run was distilled from: its weights differ")
-        self._threads = threads
-        size = self._teacher.preprocess.image_size
-        self.input_shape = (None if frames == 1 else frames, 3, size, size)
-        runtime = "onnxruntime" if name.endswith(".onnx") else "torch"
-        self.info = RuntimeInfo(runtime, torch.__version__, threads, "eager")
-
-    def __call__(self, images: FloatArray) -> Outputs:
-        import torch
-
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        return {"embedding": np.asarray(self._teacher(torch.from_numpy(images)).numpy(), np.float32)}
+def _absolute(name: str) -> str:
+    """Return a teacher's name, or where it is a file's its absolute path: another process works in another folder."""
+    if Path(name).exists():
+        return str(Path(name).absolute())
+    architecture, colon, weights = name.partition(":")  # open_clip's ARCH:FILE
+    return f"{architecture}:{Path(weights).absolute()}" if colon and Path(weights).is_file() else name

@@ -1,27 +1,28 @@
-"""Time candidates in turn, in one process, so that whatever disturbs the machine disturbs them alike.
+"""Time candidates in turn, so that whatever disturbs the machine disturbs them alike.
 
 One round visits every candidate once, in a random order; a visit is one untimed call and a few timed ones. Samples
 that share a round were taken within a fraction of a second of each other, which is what pairs them. Raw seconds are
 kept; every number shown is derived from them in `edgekit.bench.statistics`.
+
+A candidate may be a plain call in this process, or live in a process of its own (`edgekit.bench.worker`) where the
+same `visit` runs: asking for a visit and answering it then lie outside of what is timed.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.bench.statistics import median_interval, paired_speedup
+from edgekit.bench.timing import Timer, reason_of, visit
 from edgekit.errors import UsageError
-from edgekit.export.session import FloatArray, RuntimeInfo, Session
 
 StopReason = Literal["precise", "budget", "failed"]
 _CHECK_RESAMPLES = 200  # a rough interval decides when to stop; the one that is reported has its own, finer
@@ -101,29 +102,12 @@ def paired_s(baseline: LatencySamples, candidate: LatencySamples) -> tuple[NDArr
     return base.min(axis=1), own.min(axis=1)
 
 
-@dataclass(frozen=True)
-class ColdStart:
-    """What the first use of a model costs.
-
-    Attributes:
-        load_s: seconds from nothing to a session that can be called.
-        first_inference_s: seconds of its first call, which often compiles or allocates.
-        second_inference_s: seconds of the call after it, for comparison.
-        info: what ran it.
-    """
-
-    load_s: float
-    first_inference_s: float
-    second_inference_s: float
-    info: RuntimeInfo
-
-
 @dataclass
 class _Candidate:
     """A candidate under measurement."""
 
     name: str
-    call: Callable[[], object]
+    timer: Timer
     calls: int = 1
     calls_per_sample: int = 1
     rows: list[list[float]] = field(default_factory=list)
@@ -134,22 +118,18 @@ class _Candidate:
     def warm_up(self) -> None:
         """Call twice and remember the fastest so far; on an exception note it."""
         try:
-            self.call()
-            nanoseconds = max(1, _timed(self.call, 1, 1)[0])
+            nanoseconds = max(1, self.timer(1, 1)[0])
         except Exception as e:  # as in visit
-            self.failure = f"{type(e).__name__}: {e}"
+            self.failure = reason_of(e)
             return
         self.fastest_s = min(self.fastest_s, nanoseconds * 1e-9)
 
     def visit(self, round_number: int) -> None:
         """Take one visit's samples; on an exception note it and take none."""
         try:
-            # Untimed: brings the weights back into the caches that another candidate has just filled, and lets the
-            # other runtime's worker threads, which spin on for a while after their last call, go to sleep.
-            self.call()
-            ticks = _timed(self.call, self.calls, self.calls_per_sample)
+            ticks = self.timer(self.calls, self.calls_per_sample)
         except Exception as e:  # whatever a foreign runtime raises must not end the others' measurement
-            self.failure = f"{type(e).__name__}: {e}"
+            self.failure = reason_of(e)
             return
         self.rows.append([t * 1e-9 / self.calls_per_sample for t in ticks])
         self.rounds.append(round_number)
@@ -182,35 +162,23 @@ def measure_latency(
     Raises:
         UsageError: there is no candidate, or the baseline is not one of them.
     """
+    return measure_timers({name: partial(visit, call) for name, call in candidates.items()}, config, baseline=baseline)
+
+
+def measure_timers(
+    candidates: Mapping[str, Timer], config: LatencyConfig | None = None, *, baseline: str | None = None
+) -> dict[str, LatencySamples]:
+    """Do what `measure_latency` does with candidates that time themselves, as those in other processes must."""
     config = config or LatencyConfig()
     if not candidates:
         raise UsageError("nothing to measure: no candidate was given")
     if baseline is not None and baseline not in candidates:
         raise UsageError(f"the baseline '{baseline}' is not among the candidates: {', '.join(candidates)}")
-    states = [_Candidate(name, call) for name, call in candidates.items()]
+    states = [_Candidate(name, timer) for name, timer in candidates.items()]
     begin = time.perf_counter()
     _warm_up(states, config)
     stopped = _run_rounds(states, config, begin, baseline)
     return {state.name: state.samples(stopped) for state in states}
-
-
-def measure_cold(open_session: Callable[[], Session], images: FloatArray) -> ColdStart:
-    """Open a session and call it twice, timing each.
-
-    The file may still be in the operating system's cache: this is a cold process or session, not a cold disk.
-
-    Args:
-        open_session: loads the model anew.
-        images: (B, 3, H, W) float32 in [0, 1].
-    """
-    stamps = [time.perf_counter()]
-    session = open_session()
-    stamps.append(time.perf_counter())
-    for _ in range(2):
-        session(images)
-        stamps.append(time.perf_counter())
-    load_s, first_s, second_s = (float(d) for d in np.diff(stamps))
-    return ColdStart(load_s, first_s, second_s, session.info)
 
 
 def _warm_up(states: Sequence[_Candidate], config: LatencyConfig) -> None:
@@ -259,32 +227,3 @@ def _narrow(states: Sequence[_Candidate], config: LatencyConfig, baseline: str |
             for s in samples.values()
         ]
     return all(i.high - i.low <= 2 * config.target_halfwidth * i.value for i in intervals)
-
-
-def _timed(call: Callable[[], object], samples: int, calls_per_sample: int) -> list[int]:
-    """Return `samples` durations in nanoseconds, each of `calls_per_sample` calls."""
-    clock = time.perf_counter_ns
-    ticks = [0] * samples
-    with _no_garbage_collection():
-        for at in range(samples):
-            start = clock()
-            for _ in repeat(None, calls_per_sample):
-                call()
-            ticks[at] = clock() - start
-    return ticks
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Hold the cyclic garbage collector back.
-
-    A collection costs milliseconds in a process full of objects and hits whichever candidate happens to allocate
-    the object that triggers it. Between visits it may run.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from edgekit.bench.latency import ColdStart, LatencyConfig, LatencySamples, StopReason
+from edgekit.bench.latency import LatencyConfig, LatencySamples, StopReason
 from edgekit.bench.machine import Machine
 from edgekit.bench.metrics import ClassificationScores, CosineSummary
 from edgekit.bench.retrieval import RetrievalScores
 from edgekit.bench.significance import AccuracyComparison
 from edgekit.bench.statistics import LatencySummary, Speedup
+from edgekit.bench.sustained import SustainedSummary, Throughput
+from edgekit.bench.timing import ColdStart
 from edgekit.errors import UsageError
 from edgekit.export.session import RuntimeInfo
 from edgekit.interval import Interval
@@ -47,7 +51,11 @@ class BenchRow:
         latency: percentiles and means, seconds.
         speedup: against the baseline, paired.
         cold: load and first inference.
-        peak_memory_bytes: of a process that ran nothing else.
+        peak_memory_bytes: most that a process of its own has held after its first calls, on one picture.
+        process_memory_bytes: most that this process had held before it opened the model, its runtime loaded.
+        throughput: at a larger batch, where that was asked for and the file takes it.
+        sustained: without a pause for a while, where that was asked for.
+        sha256: of the file or package, as in manifests.
         runtime: what really ran it.
         status: "failed" where it could not be run or measured; what was found before is kept.
         failure: the reason, None where it is "ok".
@@ -71,6 +79,10 @@ class BenchRow:
     speedup: Speedup | None = None
     cold: ColdStart | None = None
     peak_memory_bytes: int | None = None
+    process_memory_bytes: int | None = None
+    throughput: Throughput | None = None
+    sustained: SustainedSummary | None = None
+    sha256: str | None = None
     runtime: RuntimeInfo | None = None
     status: Status = "ok"
     failure: str | None = None
@@ -109,6 +121,40 @@ class RawSamples:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Which pictures a model got right.
+
+    Attributes:
+        pictures_sha256: over the names and labels of the pictures in order; equal hashes can be compared pairwise.
+        count: number of pictures.
+        right: one bit per picture, packed from the highest bit of each byte on, in hexadecimal.
+    """
+
+    pictures_sha256: str
+    count: int
+    right: str
+
+    @classmethod
+    def of(cls, right: NDArray[np.bool_], pictures_sha256: str) -> Answers:
+        """Pack (N,) bool."""
+        return cls(pictures_sha256, len(right), np.packbits(right).tobytes().hex())
+
+    def unpacked(self) -> NDArray[np.bool_]:
+        """Return (N,) bool.
+
+        Raises:
+            UsageError: there are fewer bits than pictures.
+        """
+        try:
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.right), np.uint8))
+        except ValueError as e:
+            raise UsageError("not a valid bench result: answers are not hexadecimal") from e
+        if len(bits) < self.count:
+            raise UsageError(f"not a valid bench result: {len(bits)} answers for {self.count} pictures")
+        return bits[: self.count].astype(np.bool_)
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """A whole bench run.
 
@@ -121,6 +167,9 @@ class BenchReport:
         edgekit_version: version that measured.
         latency_config: how latency was measured, None where it was not.
         samples: row name -> raw samples.
+        answers: row name -> which pictures it got right, so that later runs can be compared picture by picture.
+        device: what measured, in words; "local" runs are told apart by `machine`.
+        problems: what failed of the run as a whole, e.g. that the data holds no picture.
         notes: what a reader of the whole report must know.
         schema_version: version of the JSON layout.
     """
@@ -133,6 +182,9 @@ class BenchReport:
     edgekit_version: str
     latency_config: LatencyConfig | None = None
     samples: Mapping[str, RawSamples] = field(default_factory=dict)
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    device: str = "local"
+    problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     schema_version: Literal[1] = SCHEMA_VERSION
 
@@ -143,8 +195,13 @@ class BenchReport:
 
     @property
     def failed(self) -> tuple[BenchRow, ...]:
-        """Return the rows that could not be measured; with any, the command ends with exit code 1."""
+        """Return the rows that could not be measured."""
         return tuple(row for row in self.rows if row.status == "failed")
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for was measured; if not, the command ends with exit code 1."""
+        return not self.failed and not self.problems
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping whose fields are those of this class; `json_schema` describes it."""

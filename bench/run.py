@@ -1,30 +1,28 @@
-"""One bench run: accuracy of every candidate on the same pictures, then the latency of all of them in turn."""
+"""One bench run: every candidate in its own process, accuracy on the same pictures, then latency of all in turn."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
-from edgekit.bench.accuracy import Progress, State, load_truth, run_pictures, score
+from edgekit.bench.accuracy import Progress, Truth, answers, load_truth, run_pictures, score
 from edgekit.bench.candidates import (
     Candidate,
     artifact_candidates,
-    artifact_paths,
+    given_artifacts,
     student_candidate,
     teacher_candidate,
 )
-from edgekit.bench.latency import LatencyConfig, LatencySamples, measure_latency, paired_s
+from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.machine import describe_machine
-from edgekit.bench.results import BenchReport, BenchRow, RawSamples
-from edgekit.bench.statistics import paired_speedup, summarize
-from edgekit.errors import EdgekitError, UsageError
-from edgekit.export.session import Session
+from edgekit.bench.results import Answers, BenchReport, RawSamples
+from edgekit.bench.state import State, open_state, read_precision, start_state, wait_for_libraries
+from edgekit.bench.timings import time_batches, time_one, time_sustained
+from edgekit.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class BenchConfig:
         threads: of every runtime.
         max_images: most validation pictures; None takes all.
         latency: how to time; None leaves it out.
+        batch_size: time batches of this size, too, where a file takes them; None leaves it out.
+        duration_s: call each model without a pause for this long at the end; None leaves it out.
         seed: of the split, where `val_fraction` makes one.
     """
 
@@ -50,6 +50,8 @@ class BenchConfig:
     threads: int = 1
     max_images: int | None = None
     latency: LatencyConfig | None = field(default_factory=LatencyConfig)
+    batch_size: int | None = None
+    duration_s: float | None = None
     seed: int = 0
 
 
@@ -61,26 +63,24 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> BenchRep
         progress: makes a progress bar from a description and a total.
 
     Raises:
-        UsageError: nothing to measure, or unusable data.
+        UsageError: nothing to measure, or data that is not there.
         LoadError: the baseline cannot be loaded.
     """
     bar = progress or (lambda description, total: nullcontext(lambda count: None))
+    if config.data is not None and not config.data.exists():
+        raise DataError(f"--data {config.data} is not there; give a folder of pictures by class, or a CSV")
     machine = describe_machine()  # before anything runs: its load is that of others
-    states = [_open(candidate) for candidate in _candidates(config)]
-    baseline = "student" if config.baseline else states[0].candidate.name
-    truth = None
-    if config.data is not None:
-        truth = load_truth(
-            config.data,
-            config.baseline,
-            val_fraction=config.val_fraction,
-            max_images=config.max_images,
-            seed=config.seed,
-            frames=_frames(states),
-        )
-        run_pictures(states, truth, bar)
-        score(states, truth, baseline)
-    samples = _time(states, config.latency, baseline, bar) if config.latency else {}
+    with _opened(_candidates(config), bar) as states:
+        baseline = "student" if config.baseline else states[0].candidate.name
+        problems: list[str] = []
+        truth, right = _accuracy(states, config, baseline, bar, problems)
+        samples = time_one(states, config.latency, baseline, bar) if config.latency else {}
+        if config.latency and config.batch_size is not None:
+            time_batches(states, config.latency, config.batch_size, bar)
+        if config.duration_s is not None:
+            time_sustained(states, config.duration_s, bar)
+        for state in states:
+            read_precision(state)
     return BenchReport(
         rows=tuple(state.row for state in states),
         baseline=baseline,
@@ -90,8 +90,31 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> BenchRep
         edgekit_version=metadata.version("edgekit"),
         latency_config=config.latency,
         samples={name: RawSamples.of(s) for name, s in samples.items()},
+        answers=right,
+        problems=tuple(problems),
         notes=_notes(states),
     )
+
+
+@contextmanager
+def _opened(candidates: Sequence[Candidate], bar: Progress) -> Iterator[list[State]]:
+    """Open every candidate in its process, and end all processes at last.
+
+    They load their libraries side by side, then open the models one after the other: a cold start is undisturbed.
+    """
+    with ExitStack() as stack:
+        states = []
+        for candidate in candidates:
+            state = start_state(candidate)
+            if state.worker is not None:
+                stack.callback(state.worker.close)
+            states.append(state)
+        with bar(f"opening {len(candidates)} models, each in its own process", 2 * len(candidates)) as advance:
+            for step in (wait_for_libraries, open_state):
+                for state in states:
+                    step(state)
+                    advance(1)
+        yield states
 
 
 def _candidates(config: BenchConfig) -> list[Candidate]:
@@ -99,70 +122,51 @@ def _candidates(config: BenchConfig) -> list[Candidate]:
     if config.baseline is not None:
         teacher = teacher_candidate(config.baseline, config.threads)
         found += [*([teacher] if teacher else []), student_candidate(config.baseline, config.threads)]
-    found += artifact_candidates(artifact_paths(config.files), config.threads)
+    found += artifact_candidates(given_artifacts(config.files), config.threads)
     if not found:
         raise UsageError("nothing to bench: give artifacts, bundles, or --baseline RUN")
     return found
 
 
+def _accuracy(
+    states: Sequence[State], config: BenchConfig, baseline: str, bar: Progress, problems: list[str]
+) -> tuple[Truth | None, dict[str, Answers]]:
+    """Score everything on the data; data that cannot be used is a problem of the run, and latency is still measured.
+
+    Raises:
+        UsageError: the models do not take the same pictures.
+    """
+    if config.data is None:
+        return None, {}
+    frames = _frames(states)
+    try:
+        truth = load_truth(
+            config.data,
+            config.baseline,
+            val_fraction=config.val_fraction,
+            max_images=config.max_images,
+            seed=config.seed,
+            frames=frames,
+        )
+        run_pictures(states, truth, bar)
+    except DataError as e:
+        problems.append(f"no accuracy: {e}")
+        return None, {}
+    score(states, truth, baseline)
+    return truth, answers(states, truth)
+
+
 def _frames(states: Sequence[State]) -> int:
-    """Return how many frames all candidates take.
+    """Return how many frames all candidates that could be opened take.
 
     Raises:
         UsageError: some take pictures and some clips, or clips of several lengths.
     """
-    taken = {state.candidate.frames: state.candidate.name for state in states}
+    taken = {state.candidate.frames: state.candidate.name for state in states if state.row.status == "ok"}
     if len(taken) > 1:
         named = ", ".join(f"{name} takes {frames}" for frames, name in sorted(taken.items()))
         raise UsageError(f"these models do not take the same pictures for one answer: {named}; bench them apart")
-    return next(iter(taken))
-
-
-def _open(candidate: Candidate) -> State:
-    row = BenchRow(
-        candidate.name,
-        candidate.kind,
-        candidate.format,
-        candidate.precision,
-        candidate.size_bytes,
-        candidate.parameters,
-    )
-    state = State(candidate, row)
-    try:
-        state.session = candidate.open()
-        state.row = replace(row, runtime=state.session.info)
-    except EdgekitError as e:
-        state.fail(str(e))
-    return state
-
-
-def _time(states: Sequence[State], config: LatencyConfig, baseline: str, bar: Progress) -> Mapping[str, LatencySamples]:
-    """Time one picture through every candidate, interleaved, and fill the latency columns."""
-    calls = {s.candidate.name: _call(s.session) for s in states if s.alive and s.candidate.timed and s.session}
-    if not calls:
-        return {}
-    compared = baseline if baseline in calls else None
-    with bar(f"latency of {len(calls)} models, interleaved", 1) as advance:
-        samples = measure_latency(calls, config, baseline=compared)
-        advance(1)
-    for state in states:
-        found = samples.get(state.candidate.name)
-        if found is None:
-            continue
-        if found.failure is not None:
-            state.fail(found.failure)
-            continue
-        state.row = replace(state.row, latency=summarize(found.seconds))
-        if compared is not None and state.candidate.name != compared and samples[compared].failure is None:
-            state.row = replace(state.row, speedup=paired_speedup(*paired_s(samples[compared], found)))
-    return samples
-
-
-def _call(session: Session) -> Callable[[], object]:
-    """Return one inference of one picture; random pixels take as long as real ones."""
-    batch, _, height, width = session.input_shape
-    images = np.random.default_rng(0).random((batch or 1, 3, height, width), np.float32)
-    return lambda: session(images)
+    return next(iter(taken), 1)
 
 
 def _notes(states: Sequence[State]) -> tuple[str, ...]:

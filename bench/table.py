@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.bench.results import BenchReport, BenchRow
+from edgekit.bench.sustained import DRIFT_MARGIN
 from edgekit.interval import Interval
 
 NOT_MEASURED = "–"
@@ -86,7 +87,7 @@ def _narrowest(report: BenchReport, columns: Sequence[_Column]) -> int:
 
 
 def _failures(report: BenchReport) -> tuple[str, ...]:
-    return tuple(f"{row.name} failed: {row.failure}" for row in report.failed)
+    return (*report.problems, *(f"{row.name} failed: {row.failure}" for row in report.failed))
 
 
 def _footnotes(report: BenchReport) -> tuple[str, ...]:
@@ -103,6 +104,18 @@ def _footnotes(report: BenchReport) -> tuple[str, ...]:
         )
     if any(sample.stopped == "budget" for sample in report.samples.values()):
         lines.append("The time budget ended before all intervals were as narrow as asked.")
+    held = [row.process_memory_bytes for row in report.rows if row.process_memory_bytes]
+    if held:
+        lines.append(
+            f"Each model ran in a process of its own, in turn; MB peak is of that process after its first calls, of "
+            f"which {min(held) / 1e6:.0f} to {max(held) / 1e6:.0f} were Python and the runtime's libraries."
+        )
+    sustained = next((row.sustained for row in report.rows if row.sustained), None)
+    if sustained:
+        lines.append(
+            f"Drift: the last quarter of {sustained.seconds:.0f} s without a pause against the first; "
+            f"within ±{100 * DRIFT_MARGIN:g} % is steady."
+        )
     retrieval = next((row.retrieval for row in report.rows if row.retrieval), None)
     if retrieval:
         lines.append(f"Retrieval: {retrieval.protocol}.")
@@ -160,6 +173,32 @@ def _milliseconds(seconds: float) -> str:
     return f"{milliseconds:.{decimals}f}"
 
 
+def _load(row: BenchRow, _: BenchReport) -> str:
+    return NOT_MEASURED if row.cold is None else _milliseconds(row.cold.load_s)
+
+
+def _first(row: BenchRow, _: BenchReport) -> str:
+    return NOT_MEASURED if row.cold is None else _milliseconds(row.cold.first_inference_s)
+
+
+def _memory(row: BenchRow, _: BenchReport) -> str:
+    return NOT_MEASURED if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f}"
+
+
+def _images_per_s(row: BenchRow, _: BenchReport) -> str:
+    if row.throughput is None:
+        return NOT_MEASURED
+    return f"{row.throughput.images_per_s.value:.4g} at {row.throughput.batch}"
+
+
+def _drift(row: BenchRow, _: BenchReport) -> str:
+    """Return how much slower the end of a long run was than its beginning, in percent."""
+    if row.sustained is None:
+        return NOT_MEASURED
+    percent = 100 * (row.sustained.drift.value - 1)
+    return f"{percent:+.1f} {row.sustained.verdict}"
+
+
 def _speedup(row: BenchRow, report: BenchReport) -> str:
     if row.status == "failed":
         return "failed"
@@ -207,7 +246,12 @@ _COLUMNS = (
     _Column("p50 ms", 4, _p50),
     _Column("p90 ms", 11, _p90),
     _SPEEDUP,
-    _Column("runtime", 12, _runtime, "left"),
+    _Column("MB peak", 12, _memory),
+    _Column("load ms", 13, _load),
+    _Column("first ms", 14, _first),
+    _Column("images/s", 15, _images_per_s),
+    _Column("drift %", 16, _drift),
+    _Column("runtime", 17, _runtime, "left"),
 )
 _MARKDOWN_COLUMNS = (
     _NAME,
@@ -223,6 +267,11 @@ _MARKDOWN_COLUMNS = (
     _Column("p50 ms", 0, _p50),
     _Column("p90 ms", 0, _p90),
     _Column("speed-up", 0, _speedup_range),
+    _Column("load ms", 0, _load),
+    _Column("first inference ms", 0, _first),
+    _Column("peak memory MB", 0, _memory),
+    _Column("images/s", 0, _images_per_s),
+    _Column("drift %", 0, _drift),
     _Column("runtime", 0, _runtime, "left"),
 )
 

@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from edgekit.bench.latency import ColdStart, LatencyConfig, measure_latency
+from edgekit.bench.latency import LatencyConfig, measure_latency
 from edgekit.bench.machine import Machine
 from edgekit.bench.metrics import CosineSummary, agreement, classification_scores, correct
 from edgekit.bench.results import BenchReport, BenchRow, RawSamples, json_schema
@@ -18,6 +18,7 @@ from edgekit.bench.retrieval import retrieval_scores
 from edgekit.bench.significance import compare_accuracy
 from edgekit.bench.statistics import paired_speedup, summarize
 from edgekit.bench.table import render_markdown, render_terminal
+from edgekit.bench.timing import ColdStart
 from edgekit.errors import UsageError
 from edgekit.export.session import RuntimeInfo
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgekit.bench.latency import LatencyConfig, measure_cold, measure_latency, paired_s
+from edgekit.bench.latency import LatencyConfig, measure_latency, paired_s
 from edgekit.bench.self_check import check_overhead, matrix_workload, products_for
+from edgekit.bench.timing import measure_cold
 from edgekit.errors import UsageError
 from edgekit.export.session import FloatArray, RuntimeInfo
 
@@ -182,7 +183,7 @@ class LinearSession:
 
 
 def test_cold_start_separates_loading_from_the_first_call() -> None:
-    cold = measure_cold(LinearSession, np.zeros((1, 3, 4, 4), dtype=np.float32))
+    cold = measure_cold(LinearSession, lambda session: np.zeros((1, *session.input_shape[1:]), np.float32))
     assert cold.load_s >= 0.05
     assert cold.first_inference_s >= 0.02 > cold.second_inference_s
     assert cold.info.runtime == "numpy"

@@ -1,0 +1,68 @@
+"""Open a model in the process that will hold it. The functions take JSON values, as `edgekit.bench.child` gets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.errors import UsageError
+from edgekit.export.session import FloatArray, Outputs, RuntimeInfo, Session
+
+
+def artifact(path: str, threads: int) -> Session:
+    """Open a file in the runtime of its format.
+
+    Raises:
+        LoadError: the runtime rejects it.
+    """
+    from edgekit.export.runtimes import open_session
+
+    return open_session(Path(path), threads)
+
+
+def student(run: str, threads: int) -> Session:
+    """Open a run's student in eager PyTorch.
+
+    Raises:
+        LoadError: the run holds none, or a damaged one.
+    """
+    from edgekit.export.deploy import DeployModel, TorchSession
+    from edgekit.models.checkpoint import load_student
+
+    return TorchSession(DeployModel(load_student(Path(run))), threads)
+
+
+def teacher(name: str, fingerprint: str, threads: int, frames: int) -> Session:
+    """Open the teacher that a run was distilled from.
+
+    Raises:
+        LoadError: it is not here.
+        UsageError: it is another one than the run's.
+    """
+    return _TeacherSession(name, fingerprint, threads, frames)
+
+
+class _TeacherSession:
+    """The teacher itself, to be timed at its own input size; of a clip student's, on as many frames at once."""
+
+    def __init__(self, name: str, fingerprint: str, threads: int, frames: int) -> None:
+        import torch
+
+        from edgekit.models.teacher import load_teacher
+
+        self._teacher = load_teacher(name, torch.device("cpu"), threads=threads)
+        if self._teacher.fingerprint() != fingerprint:
+            raise UsageError(f"the teacher {name} is not the one that the run was distilled from: its weights differ")
+        self._threads = threads
+        size = self._teacher.preprocess.image_size
+        self.input_shape = (None if frames == 1 else frames, 3, size, size)
+        runtime = "onnxruntime" if name.endswith(".onnx") else "torch"
+        self.info = RuntimeInfo(runtime, torch.__version__, threads, "eager")
+
+    def __call__(self, images: FloatArray) -> Outputs:
+        import torch
+
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        return {"embedding": np.asarray(self._teacher(torch.from_numpy(images)).numpy(), np.float32)}

@@ -183,6 +183,11 @@ class Recipe(_Frozen):
         """Whether any loss reads the teacher."""
         return any(weight > 0 for name, weight in self.weights.items() if name != "task")
 
+    def without_teacher(self) -> Recipe:
+        """Return the same recipe on the labels alone."""
+        none = {"alpha": 0.0, "beta": 0.0, "affinity": 0.0, "contrastive": 0.0}
+        return self.model_validate(self.model_dump() | none)
+
     def train_size(self, epoch: int, full: int) -> int:
         """Return the side in pixels of the pictures of a 1-based epoch: multiples of 32, the last one `full`."""
         growing = self.grow_until * self.fit.epochs
@@ -214,7 +219,8 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
 
     Args:
         name: a shipped recipe's name, or the path of a YAML file.
-        changes: nested values, e.g. {"alpha": 0.5, "fit": {"epochs": 3}}; None values are left out.
+        changes: nested values, e.g. {"alpha": 0.5, "fit": {"epochs": 3}}; None values are left out. α and β of 0 mean
+            no teacher: the recipe's losses over pairs are then 0, too.
 
     Raises:
         UsageError: unknown name, unreadable file, or values that do not fit; all of them are named at once.
@@ -236,6 +242,8 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     if not isinstance(values, dict):
         raise UsageError(f"--recipe {name} holds no settings; expected 'name: value' lines")
     values.setdefault("name", path.stem)
+    if changes and changes.get("alpha") == changes.get("beta") == 0:
+        changes = {"affinity": 0.0, "contrastive": 0.0, **changes}
     return validate(Recipe, _merge(values, changes or {}), f"recipe {name}")
 
 

@@ -147,10 +147,10 @@ class StoredLoop:
     """edgekit's loop, guard, metrics and moving average included."""
 
     def __init__(self, setting: Setting, recipe: Recipe, teacher: str | None, scratch: Path) -> None:
-        without = {} if teacher else {"alpha": 0.0, "beta": 0.0, "affinity": 0.0, "contrastive": 0.0}
+        recipe = recipe if teacher else recipe.without_teacher()
         fit = recipe.fit.model_copy(update={"batch_size": setting.batch_size, "compile": setting.compiled})
-        recipe = recipe.model_copy(update={**without, "fit": fit})
-        config = DistillConfig(setting.data, scratch / "run", recipe, teacher=teacher)
+        recipe = recipe.model_copy(update={"fit": fit, "grow_from": 1.0})
+        config = DistillConfig(setting.data, scratch / "run", recipe, teachers=(teacher,) if teacher else ())
         contract = student_preprocess(setting.student, setting.image_size)
         prepared = prepare(config, setting.dataset, contract, torch.device("cpu"), Terminal(-1))
         run = RunFolder(scratch / f"run-{teacher is not None}")

@@ -53,8 +53,8 @@ def _clip(manifest: Manifest) -> list[str]:
     if frames == 1:
         return []
     return [
-        f"It takes one clip: {frames} pictures in the order of time, in the place of the batch (N = {frames}), and gives "
-        f"one row. Take the pictures that are on the screen in the middles of {frames} equal spans of the clip.",
+        f"It takes one clip: {frames} pictures in the order of time, in the place of the batch (N = {frames}), and "
+        f"gives one row. Take the pictures that are on the screen in the middles of {frames} equal spans of the clip.",
     ]
 
 

@@ -12,7 +12,7 @@ from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.results import BenchReport
 from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.table import render_markdown, render_terminal
-from edgekit.compress.captions import load_captions
+from edgekit.captions import load_captions
 from edgekit.compress.clip_task import CLIP_DEMO, ClipData, ClipTask, build_clip
 from edgekit.compress.distill import distill
 from edgekit.compress.distill_config import DistillConfig
@@ -235,7 +235,7 @@ def _alone_config(drawn: DrawnSet, out: Path, config: DemoConfig) -> DistillConf
     return DistillConfig(
         data=table,
         output=out / "student-alone",
-        recipe=recipe.model_copy(update={"alpha": 0.0, "beta": 0.0, "gamma": 1.0, "fit": fit_config}),
+        recipe=recipe.without_teacher().model_copy(update={"gamma": 1.0, "fit": fit_config}),
         student=config.student,
         image_size=config.image_size,
         embed_dim=CLIP_DEMO.embed_dim,

@@ -119,6 +119,12 @@ def test_settings_cannot_be_changed_in_passing() -> None:
 
 def test_a_teacher_is_needed_where_a_loss_reads_it() -> None:
     assert not Recipe(name="alone", alpha=0, beta=0).needs_teacher
+    assert Recipe(name="pairs", alpha=0, beta=0, contrastive=1).needs_teacher
+    for name in recipe_names():
+        assert load_recipe(name).needs_teacher
+        assert not load_recipe(name).without_teacher().needs_teacher
+        assert not load_recipe(name, {"alpha": 0, "beta": 0}).needs_teacher
+    assert load_recipe("edge", {"alpha": 0, "beta": 0, "contrastive": 1}).needs_teacher
     assert Recipe(name="feature", alpha=1, beta=0).needs_teacher
     assert Recipe(name="response", alpha=0, beta=1).needs_teacher
 

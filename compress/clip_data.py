@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.compress.captions import CaptionedSet, CaptionSplit
+from edgekit.captions import CaptionedSet, CaptionSplit
 from edgekit.compress.clip_task import ClipData
 from edgekit.compress.pixels import PixelStore, decode_eval, decode_train
 from edgekit.data import check_broken

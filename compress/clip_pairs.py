@@ -11,7 +11,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from edgekit.compress.captions import CaptionedSet, load_captions, split_captions
+from edgekit.captions import CaptionedSet, load_captions, split_captions
 from edgekit.compress.pixels import decode_eval
 from edgekit.compress.run_folder import RunFolder
 from edgekit.data import check_broken

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from edgekit.atomic import refuse_existing
-from edgekit.compress.captions import load_captions, split_captions
+from edgekit.captions import load_captions, split_captions
 from edgekit.compress.changed_settings import Allowed, refuse_changes, refuse_other_data
 from edgekit.compress.clip_data import DecodedCaptions, check_captions, decode_captioned
 from edgekit.compress.clip_recipe import ClipRecipe, build_clip, clip_spec
@@ -37,7 +37,7 @@ class TrainClipConfig:
     """What CLIP to train on what.
 
     Attributes:
-        data: captions CSV or folder (`edgekit.compress.captions`).
+        data: captions CSV or folder (`edgekit.captions`).
         output: the run folder.
         recipe: towers, tokenizer, loss, optimisation.
         pictures: folder that the CSV's image paths are relative to.

@@ -46,11 +46,13 @@ class Workshop:
     Attributes:
         conversion: what is converted.
         comparison: validation pictures (N, 3, H, W) and PyTorch's outputs for them.
+        found: what each file said of them, by its name.
     """
 
     def __init__(self, conversion: Conversion, comparison: tuple[FloatArray, Outputs]) -> None:
         self.conversion = conversion
         self.comparison = comparison
+        self.found: dict[str, Outputs] = {}
         self._made: dict[str, Attempt] = {}
 
     def path(self, attempt: Attempt) -> Path:
@@ -70,7 +72,8 @@ class Workshop:
         try:
             recipe = write_file(self.conversion, form, precision, made)
             session = open_session(made)
-            parity = compare_outputs(expected, run_batched(session, images))
+            self.found[name] = run_batched(session, images)
+            parity = compare_outputs(expected, self.found[name])
             problems = failures(parity, GATES[precision]) + check_precision(made, precision)
             ports = ports_of(made)
             info = asdict(session.info)

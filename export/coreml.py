@@ -114,7 +114,7 @@ def quantize_weights(float_package: Path, out: Path) -> None:
     config = optimize.OptimizationConfig(
         global_config=optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
     )
-    with quiet():
+    with quiet(), np.errstate(divide="ignore", invalid="ignore"):  # a channel of zeros has the scale 0, and stays 0
         package = coremltools.models.MLModel(str(float_package), skip_model_load=True)
         quantized = optimize.linear_quantize_weights(package, config)
     save_package(quantized, out)

@@ -16,7 +16,21 @@ from edgekit.models.student import Student
 OUTPUTS = ("logits", "embedding")
 
 
-class DeployModel(nn.Module):
+class DeployedPictures(nn.Module):
+    """What goes into a file that takes pictures: images (B, 3, H, W) float32 RGB in [0, 1] → the outputs, in order.
+
+    Attributes:
+        outputs: names of the outputs, in order.
+        rows: pictures that make one row of the outputs.
+        image_size: side of the square picture.
+    """
+
+    outputs: tuple[str, ...]
+    rows: int
+    image_size: int
+
+
+class DeployModel(DeployedPictures):
     """images (B, 3, H, W) float32 RGB in [0, 1] → the chosen outputs, in order.
 
     "logits" are (B, num_classes); "embedding" are unit rows (B, embed_dim), so that a cosine is a plain product.
@@ -24,9 +38,7 @@ class DeployModel(nn.Module):
     A student of clips takes the frames of one clip in the place of the batch, (F, 3, H, W) in the order of time, and
     gives one row: four axes are what every runtime, and every picture buffer of a phone, knows.
 
-    Attributes:
-        outputs: names of the outputs, in order.
-        rows: pictures that make one row of the outputs: 1, or F.
+    `rows` is 1, or F.
 
     Raises:
         UsageError: an output that is not known, or none.
@@ -42,6 +54,7 @@ class DeployModel(nn.Module):
         self.student = student
         self.outputs = tuple(outputs)
         self.rows = student.spec.frames
+        self.image_size = student.spec.image_size
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Map images (B, 3, H, W) in [0, 1] to the outputs in the order of `self.outputs`."""
@@ -51,12 +64,12 @@ class DeployModel(nn.Module):
 
 
 class TorchSession:
-    """A deployed student in eager PyTorch, as a Session (edgekit.export.session)."""
+    """A deployed model in eager PyTorch, as a Session (edgekit.export.session)."""
 
-    def __init__(self, model: DeployModel, threads: int = 1) -> None:
+    def __init__(self, model: DeployedPictures, threads: int = 1) -> None:
         self._model = model.eval()
         self._threads = threads
-        size = model.student.spec.image_size
+        size = model.image_size
         self.input_shape: tuple[int | None, int, int, int] = (None if model.rows == 1 else model.rows, 3, size, size)
         self.info = RuntimeInfo("torch", torch.__version__, threads, "eager")
 

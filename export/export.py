@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -32,7 +31,6 @@ from edgekit.export.golden import write_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
-    FileRecord,
     InputContract,
     Manifest,
     layouts,
@@ -40,6 +38,7 @@ from edgekit.export.manifest import (
 )
 from edgekit.export.model_card import model_card
 from edgekit.export.parity import Precision
+from edgekit.export.records import record_of, run_facts, versions_of
 from edgekit.export.runtimes import Format
 from edgekit.export.session import Outputs, run_batched
 from edgekit.listing import Kind
@@ -204,11 +203,11 @@ def _write_bundle(
     attempts: Sequence[Attempt],
 ) -> None:
     write_golden(bundle / GOLDEN_FILE, pictures.golden(expected))
-    facts = _run_facts(config.run)
+    facts = run_facts(config.run)
     manifest = Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         edgekit_version=metadata.version("edgekit"),
-        versions={name: _version(name) for name in _LIBRARIES},
+        versions=versions_of(_LIBRARIES),
         model={"arch": student.spec.arch, "embed_dim": student.spec.embed_dim}
         | asdict(measure_complexity(student, student.spec.image_size, student.spec.frames)),
         teacher=facts.get("teacher"),
@@ -221,7 +220,7 @@ def _write_bundle(
         ),
         outputs=config.outputs,
         classes=student.spec.classes,
-        files=tuple(_record(bundle, attempt) for attempt in attempts if not attempt.problems),
+        files=tuple(record_of(bundle, attempt) for attempt in attempts if not attempt.problems),
         golden_sha256=sha256_of(bundle / GOLDEN_FILE),
         calibration=pictures.calibration_hashes,
         verification=pictures.comparison_hashes,
@@ -229,35 +228,3 @@ def _write_bundle(
     )
     atomic.write_text(bundle / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
     atomic.write_text(bundle / "MODEL_CARD.md", model_card(manifest))
-
-
-def _record(bundle: Path, attempt: Attempt) -> FileRecord:
-    assert attempt.parity is not None and attempt.runtime is not None
-    return FileRecord(
-        path=attempt.name,
-        format=attempt.format,
-        precision=attempt.precision,
-        recipe=attempt.recipe,
-        sha256=sha256_of(bundle / attempt.name),
-        size_bytes=attempt.size_bytes,
-        inputs=attempt.inputs,
-        outputs=attempt.outputs,
-        parity=attempt.parity.to_dict(),
-        runtime=dict(attempt.runtime),
-    )
-
-
-def _run_facts(run: Path) -> dict[str, Any]:
-    path = (run if run.is_dir() else run.parent) / "run.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # a bare checkpoint: the card then says that nothing is known of its training
-    return facts if isinstance(facts, dict) else {}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

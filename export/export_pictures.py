@@ -39,7 +39,15 @@ class ExportPictures:
         Raises:
             DataError: a picture is in both splits, by content.
         """
-        calibration, comparison = spread(dataset.train, counts[0], seed), spread(dataset.val, counts[1], seed)
+        return cls.of(spread(dataset.train, counts[0], seed), spread(dataset.val, counts[1], seed), contract)
+
+    @classmethod
+    def of(cls, calibration: Sequence[Sample], comparison: Sequence[Sample], contract: Preprocess) -> ExportPictures:
+        """Prepare chosen pictures.
+
+        Raises:
+            DataError: a picture is in both, by content.
+        """
         calibration_hashes, comparison_hashes = content_hashes(calibration), content_hashes(comparison)
         check_no_overlap(calibration_hashes, comparison_hashes)
         paths = tuple(sample.path for sample in comparison)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekit.export.deploy import DeployModel
+from edgekit.export.deploy import DeployedPictures
 from edgekit.export.parity import Precision
 from edgekit.export.precisions import MEANING, check_pairs
 from edgekit.export.runtimes import SUFFIX_OF, Format
@@ -18,7 +18,7 @@ class Conversion:
     """What is converted.
 
     Attributes:
-        model: the deployed student, in eval mode.
+        model: the deployed student or tower, in eval mode.
         calibration: (N, 3, H, W) float32 in [0, 1] training pictures, or the frames of clips one clip after the other,
             that set the INT8 ranges.
         work: folder for the float files that INT8 starts from; each is made once.
@@ -26,7 +26,7 @@ class Conversion:
         dynamic_batch: take any batch size, where the format can.
     """
 
-    model: DeployModel
+    model: DeployedPictures
     calibration: FloatArray
     work: Path
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Conversion:
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        return self.model.student.spec.image_size
+        return self.model.image_size
 
     def base(self, form: Format, make: Callable[[Path], object]) -> Path:
         """Return the float file that INT8 starts from; `make` writes it the first time."""

@@ -46,7 +46,7 @@ class OnnxSession:
         self._dtype = np.dtype(_DTYPES[inputs[0].type])
         self._channels_last, self._input_shape = _layout(path, inputs[0].shape)
         names = [output.name for output in self._session.get_outputs()]
-        self._outputs: tuple[str, ...] = ("logits",) if len(names) == 1 else tuple(names)
+        self._outputs: tuple[str, ...] = ("logits",) if len(names) == 1 and names != ["embedding"] else tuple(names)
         self._info = RuntimeInfo(
             runtime="onnxruntime",
             version=_ort().__version__,

@@ -15,7 +15,7 @@ import torch
 from edgekit.errors import MissingExtraError, UsageError
 from edgekit.export.parity import Precision
 from edgekit.export.runtimes import SUFFIX_OF, Format
-from edgekit.export.text_deploy import DeployText
+from edgekit.export.text_deploy import DeployedTexts, DeployText
 from edgekit.export.text_session import INPUT_NAME
 
 TEXT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -29,13 +29,13 @@ class TextConversion:
     """What is converted.
 
     Attributes:
-        model: the deployed classifier, in eval mode.
+        model: the deployed classifier or tower, in eval mode.
         work: folder for the float files that the others start from; each is made once.
         metadata: texts kept inside the file.
         dynamic: take any batch size and any length up to the model's, where the format can.
     """
 
-    model: DeployText
+    model: DeployedTexts
     work: Path
     metadata: Mapping[str, str] = field(default_factory=dict)
     dynamic: bool = False

@@ -17,7 +17,19 @@ from edgekit.models.text_tokenizer import Ids
 OUTPUTS = ("logits", "embedding")
 
 
-class DeployText(nn.Module):
+class DeployedTexts(nn.Module):
+    """What goes into a file that takes texts: ids (B, L) int32 → the outputs, in order.
+
+    Attributes:
+        outputs: names of the outputs, in order.
+        max_length: ids per text.
+    """
+
+    outputs: tuple[str, ...]
+    max_length: int
+
+
+class DeployText(DeployedTexts):
     """ids (B, L) int32 → the chosen outputs, in order.
 
     "logits" are (B, C); "embedding" are unit rows (B, D), so that a cosine is a plain product.
@@ -35,11 +47,7 @@ class DeployText(nn.Module):
             raise UsageError(f"--outputs needs one or both of {', '.join(OUTPUTS)}, each once")
         self.text = model.deployed()
         self.outputs = tuple(outputs)
-
-    @property
-    def max_length(self) -> int:
-        """Ids per text."""
-        return self.text.spec.max_length
+        self.max_length = self.text.spec.max_length
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Map ids (B, L) to the outputs in the order of `self.outputs`."""
@@ -49,9 +57,9 @@ class DeployText(nn.Module):
 
 
 class TorchTextSession:
-    """A text classifier in eager PyTorch, as a TextSession (edgekit.export.text_session)."""
+    """A model of texts in eager PyTorch, as a TextSession (edgekit.export.text_session)."""
 
-    def __init__(self, model: DeployText, threads: int = 1) -> None:
+    def __init__(self, model: DeployedTexts, threads: int = 1) -> None:
         self._model, self._threads = model.eval(), threads
         self.input_shape: tuple[int | None, int | None] = (None, model.max_length)
         self.info = RuntimeInfo("torch", torch.__version__, threads, "eager")

@@ -175,14 +175,17 @@ def _partition_report(interpreter: Any) -> PartitionReport:
 
 
 def _named_outputs(interpreter: Any) -> dict[str, dict[str, Any]]:
-    """Map output names to tensor details: the signature's names, else the tensors' own; one output is "logits"."""
+    """Map output names to tensor details: the signature's names, else the tensors' own.
+
+    A single one is "logits", whatever its file calls it; only "embedding" stays.
+    """
     signatures = interpreter.get_signature_list()
     if signatures:
         runner = interpreter.get_signature_runner(next(iter(signatures)))
         named: dict[str, dict[str, Any]] = dict(runner.get_output_details())
     else:
         named = {str(detail["name"]): detail for detail in interpreter.get_output_details()}
-    return {"logits": next(iter(named.values()))} if len(named) == 1 else named
+    return {"logits": next(iter(named.values()))} if len(named) == 1 and "embedding" not in named else named
 
 
 def _to_stored(values: FloatArray, detail: Mapping[str, Any]) -> NDArray[Any]:

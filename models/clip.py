@@ -6,11 +6,12 @@ Radford et al. 2021 (arXiv 2103.00020), §2.4. The towers here are a timm net an
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from edgekit import atomic
 from edgekit.errors import LoadError, UsageError, first_line
+from edgekit.models.clip_run import CLIP_FILE, clip_file
 from edgekit.models.clip_spec import ClipFamily, ClipSpec, ContrastiveLoss
 from edgekit.models.student import create_backbone
 from edgekit.models.text_tower import TextTower
@@ -34,19 +36,22 @@ __all__ = [
     "ContrastiveLoss",
     "Encode",
     "Through",
+    "Tower",
     "create_clip",
     "load_clip",
     "save_clip",
 ]
 
 SCHEMA_VERSION = 1
-CLIP_FILE = "clip.safetensors"
 Encode = Callable[[Tensor], Tensor]
 Through = Callable[[Encode, Tensor], Tensor]
 """How a batch goes through a tower: at once, or in chunks (`edgekit.compress.gradcache`)."""
+Tower = Literal["image", "text"]
 _INITIAL_SCALE: Mapping[ContrastiveLoss, float] = {"infonce": 1 / 0.07, "sigmoid": 10.0}
 _MAX_SCALE = 100.0
 _SIGMOID_BIAS = -10.0
+_SHORTEST = 1e-6
+"""No embedding is divided by less: float16, in which a tower may be deployed, has no 1e-12, torch's default."""
 
 
 class ClipOutput(NamedTuple):
@@ -64,8 +69,11 @@ class Clip(nn.Module):
     `logit_scale` is the logarithm of the factor on the cosines; it starts at ln(1/0.07) and the factor never exceeds
     100 (§2.5). For the sigmoid loss it starts at ln 10, beside a bias of −10 (arXiv 2303.15343, §3.2).
 
-    A family with other towers overrides `_build`, `_embed_image`, `_embed_text` and `image_tower`.
+    A family with other towers overrides `_build`, `_embed_image`, `_embed_text`, `image_tower` and `_OWN`.
     """
+
+    _OWN: ClassVar[Mapping[Tower, tuple[str, ...]]] = {"image": ("vision", "vision_projection"), "text": ("text",)}
+    """What each tower needs and the other does not, as dotted names."""
 
     mean: Tensor
     std: Tensor
@@ -103,11 +111,21 @@ class Clip(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) float in [0, 1] to unit rows (B, embed_dim)."""
-        return F.normalize(self._embed_image((images - self.mean) / self.std), dim=-1)
+        return F.normalize(self._embed_image((images - self.mean) / self.std), dim=-1, eps=_SHORTEST)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Map ids (B, L) int64, L ≤ context_length, to unit rows (B, embed_dim)."""
-        return F.normalize(self._embed_text(tokens), dim=-1)
+        """Map ids (B, L) of any integer type, L ≤ context_length, to unit rows (B, embed_dim)."""
+        return F.normalize(self._embed_text(tokens), dim=-1, eps=_SHORTEST)
+
+    def only(self, tower: Tower) -> Clip:
+        """Return a copy with one tower, in eval mode: what is deployed. The other's `encode_…` fails."""
+        left = copy.deepcopy(self).eval()
+        for path in self._OWN["text" if tower == "image" else "image"]:
+            parent, _, name = path.rpartition(".")
+            owner = left.get_submodule(parent)
+            if hasattr(owner, name):
+                delattr(owner, name)
+        return left
 
     def scale(self) -> Tensor:
         """Return the factor on the cosines, a scalar in (0, 100]."""
@@ -205,7 +223,7 @@ def load_clip(run: Path) -> tuple[Clip, Tokenizer]:
     Raises:
         LoadError: no checkpoint, a damaged one, one of a newer edgekit, or a tokenizer that is not the model's.
     """
-    path = run / CLIP_FILE if run.is_dir() else run
+    path = clip_file(run)
     if not path.is_file():
         raise LoadError(f"{run} holds no CLIP: expected a run folder with {CLIP_FILE}, or such a file")
     tensors, metadata = read_safetensors(path)

@@ -7,13 +7,17 @@ for every input (the key-value memories of Sukhbaatar et al. 2019, arXiv 1907.01
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from edgekit.errors import UsageError
-from edgekit.models.clip import Clip, ClipSpec, check_heads
+from edgekit.models.clip import Clip, ClipSpec, Tower, check_heads
+from edgekit.models.text_tower import at_end_mark
 
 
 class _Attention(nn.Module):
@@ -79,6 +83,11 @@ class _Tower(nn.Module):
 class MemoryClip(Clip):
     """Patches and tokens, each through `text_layers` layers of `text_width`, both reading `memory_slots` slots."""
 
+    _OWN: ClassVar[Mapping[Tower, tuple[str, ...]]] = {
+        "image": ("patches", "picture_tower"),
+        "text": ("token", "caption_tower"),
+    }
+
     def _build(self, spec: ClipSpec) -> None:
         check_heads(spec)
         side, patch = spec.preprocess.image_size, spec.patch_size
@@ -109,8 +118,7 @@ class MemoryClip(Clip):
 
     def _embed_text(self, tokens: Tensor) -> Tensor:
         read = self.caption_tower(self.token(tokens), self.memory_norm(self.memory))
-        ends = tokens.argmax(dim=1)  # the end mark is the highest id, and nothing before it sees the padding
-        embedding: Tensor = self.caption_tower.projection(read[torch.arange(len(read), device=read.device), ends])
+        embedding: Tensor = self.caption_tower.projection(at_end_mark(read, tokens))  # it has not seen the padding
         return embedding
 
     def checkpoint_blocks(self) -> None:

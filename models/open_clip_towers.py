@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.errors import MissingExtraError, UsageError, did_you_mean, first_line
-from edgekit.models.clip import Clip, ClipSpec
+from edgekit.models.clip import Clip, ClipSpec, Tower
 
 _OWN_TOKENIZER = ("hf_model_name", "hf_tokenizer_name")
 
@@ -38,6 +39,22 @@ def open_clip_config(arch: str) -> dict[str, Any]:
 
 class OpenClip(Clip):
     """open_clip's towers under edgekit's temperature, checkpoint and preprocessing contract."""
+
+    # open_clip's CLIP holds the parts of its text tower itself, its CustomTextCLIP in `text`
+    _OWN: ClassVar[Mapping[Tower, tuple[str, ...]]] = {
+        "image": ("towers.visual",),
+        "text": tuple(
+            f"towers.{name}"
+            for name in (
+                "text",
+                "transformer",
+                "token_embedding",
+                "positional_embedding",
+                "ln_final",
+                "text_projection",
+            )
+        ),
+    }
 
     def _build(self, spec: ClipSpec) -> None:
         from open_clip.model import CLIP, CustomTextCLIP

@@ -1,9 +1,10 @@
-"""Tell the run or checkpoint of a text classifier from that of a student. Knows no torch."""
+"""Tell the run or checkpoint of a text classifier from others. Knows no torch."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 TEXT_FILE = "text.safetensors"
 _MAX_HEADER_BYTES = 100_000_000
@@ -12,12 +13,16 @@ _MAX_HEADER_BYTES = 100_000_000
 
 def is_text_run(run: Path) -> bool:
     """Return whether `run`, a run folder or a checkpoint file, is of a text classifier; anything unreadable is not."""
-    if run.is_dir():
-        return (run / TEXT_FILE).is_file()
+    return (run / TEXT_FILE).is_file() if run.is_dir() else "text" in checkpoint_header(run)
+
+
+def checkpoint_header(file: Path) -> dict[str, Any]:
+    """Return what edgekit wrote into the header of a safetensors file; empty where it cannot be read."""
     try:
-        with run.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size)) if size <= _MAX_HEADER_BYTES else {}
-        return "text" in json.loads(header["__metadata__"]["edgekit"])
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size)) if size <= _MAX_HEADER_BYTES else {}
+        found = json.loads(header["__metadata__"]["edgekit"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -265,6 +265,10 @@ def text_tokenizer_from_dict(values: Mapping[str, Any]) -> TextTokenizer:
         from edgekit.models.text_tokenizer_huggingface import HuggingFaceTokenizer
 
         return HuggingFaceTokenizer.from_dict(values)
+    if values.get("kind") == "clip":
+        from edgekit.models.caption_tokenizer import CaptionTokenizer
+
+        return CaptionTokenizer.from_dict(values)
     try:
         if values["kind"] != "trained-bpe":
             raise ValueError(f"kind {values['kind']!r}")

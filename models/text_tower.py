@@ -10,6 +10,15 @@ from torch.utils.checkpoint import checkpoint
 from edgekit.models.clip_spec import ClipSpec
 
 
+def at_end_mark(x: Tensor, tokens: Tensor) -> Tensor:
+    """Return the rows (B, W) of x (B, L, W) at each text's end mark, its highest id of tokens (B, L).
+
+    A product with 0 and 1 in place of an index: exact, and every runtime has it.
+    """
+    ends = (tokens == tokens.amax(dim=1, keepdim=True)).to(x.dtype)
+    return (x * ends[:, :, None]).sum(dim=1)
+
+
 class _Block(nn.Module):
     """Pre-LayerNorm transformer block: x + attention(norm(x)), then x + mlp(norm(x)); causal."""
 
@@ -49,12 +58,10 @@ class TextTower(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map ids (B, L) int64 to raw embeddings (B, embed_dim)."""
         # Causal attention never looks past the end mark, so columns that are padding in every text change nothing.
-        ends = tokens.argmax(dim=1)  # the end mark is the highest id
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
-        pooled = x[torch.arange(len(x), device=x.device), ends]
-        embedding: Tensor = self.projection(self.norm(pooled))
+        embedding: Tensor = self.projection(self.norm(at_end_mark(x, tokens)))
         return embedding
 
     def _initialise(self, width: int, layers: int) -> None:

@@ -1,10 +1,10 @@
-"""`edgekit export`: convert a student and prove the files."""
+"""`edgekit export`: convert a student, a text classifier or a CLIP, and prove the files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -13,7 +13,10 @@ from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, UsageError
 from edgekit.terminal import human_bytes, print_json
 
 if TYPE_CHECKING:
+    from edgekit.export.attempt import Attempt
     from edgekit.export.export import ExportConfig
+
+Kind = Literal["student", "text", "clip"]
 
 
 @click.command()
@@ -43,7 +46,9 @@ if TYPE_CHECKING:
 )
 @click.option("--data", type=EXISTING, help="Pictures for calibration and comparison.  [default: the run's own]")
 @click.option("--val-fraction", type=float, help="As for distill, with --data.")
-@click.option("--outputs", default="logits,embedding", show_default=True, help="What the files give, in order.")
+@click.option(
+    "--outputs", help="What the files give, in order.  [default: logits,embedding; of a CLIP's towers embedding]"
+)
 @click.option(
     "--calibration-images",
     type=click.IntRange(8),
@@ -63,24 +68,19 @@ if TYPE_CHECKING:
 @output_options("bundle", "Bundle folder")
 @talk_options
 def export(**options: Any) -> int:
-    """Convert the student in RUN (a run folder or checkpoint) and prove the files.
+    """Convert what RUN (a run folder or checkpoint) holds and prove the files.
+
+    A student, an image or text classifier; a CLIP becomes two artifacts, an image and a text tower, with its
+    tokenizer.
 
     Every file is opened again and compared with PyTorch on real validation pictures. One that fails is not in the
     bundle, and the exit code is 1.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.export.export import export_run
-    from edgekit.models.text_run import is_text_run
-
-    text = is_text_run(Path(options["run"]))
-    config = _config(options, text)
-    if text:
-        from edgekit.export.text_export import export_text_run
-
-        attempts = export_text_run(config, terminal, overwrite=options["overwrite"])
-    else:
-        attempts = export_run(config, terminal, overwrite=options["overwrite"])
+    kind = _kind(Path(options["run"]))
+    config = _config(options, kind)
+    attempts = _exporter(kind)(config, terminal, overwrite=options["overwrite"])
     terminal.table(
         ("file", "size", "max abs", "SNR dB", "cosine", "agreement", "ran on", "result"),
         [_row(attempt) for attempt in attempts],
@@ -95,21 +95,44 @@ def export(**options: Any) -> int:
     return EXIT_OK if good == len(attempts) else EXIT_NEGATIVE
 
 
-def _config(options: Mapping[str, Any], text: bool) -> ExportConfig:
-    """Return what the options ask for; `text` says that RUN holds a text classifier.
+def _kind(run: Path) -> Kind:
+    from edgekit.models.clip_run import is_clip_run
+    from edgekit.models.text_run import is_text_run
+
+    return "clip" if is_clip_run(run) else "text" if is_text_run(run) else "student"
+
+
+def _exporter(kind: Kind) -> Callable[..., list[Attempt]]:
+    """Return what exports a run of this kind."""
+    if kind == "clip":
+        from edgekit.export.clip_export import export_clip_run
+
+        return export_clip_run
+    if kind == "text":
+        from edgekit.export.text_export import export_text_run
+
+        return export_text_run
+    from edgekit.export.export import export_run
+
+    return export_run
+
+
+def _config(options: Mapping[str, Any], kind: Kind) -> ExportConfig:
+    """Return what the options ask for.
 
     Raises:
-        UsageError: an unknown name, or a precision that a format or a text classifier cannot have.
+        UsageError: an unknown name, or a precision or output that a format, a text classifier or a CLIP cannot have.
     """
     from edgekit.export.export import ExportConfig
     from edgekit.export.precisions import AUTO, PRECISIONS, parse_precisions
     from edgekit.export.runtimes import parse_formats
 
-    best = "int8" if text else AUTO  # the choice measures pictures; of texts there is one int8
+    best = AUTO if kind == "student" else "int8"  # the choice measures classes of pictures; of others there is one
     formats = parse_formats(options["formats"])
-    outputs = tuple(part.strip() for part in options["outputs"].split(","))
+    given: str = options["outputs"] or ("embedding" if kind == "clip" else "logits,embedding")
+    outputs = tuple(part.strip() for part in given.split(","))
     requests = parse_precisions(best if options["int8"] else options["precisions"], formats, outputs)
-    if text and not set(requests) <= set(PRECISIONS):
+    if kind == "text" and not set(requests) <= set(PRECISIONS):
         raise UsageError(f"text classifiers are exported as {', '.join(PRECISIONS)}; give one or more with --precision")
     return ExportConfig(
         run=Path(options["run"]),

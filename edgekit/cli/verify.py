@@ -59,9 +59,11 @@ def verify(path: Path, **options: Any) -> int:
 
 def _checks(path: Path, options: Mapping[str, Any]) -> list[Check]:
     """Do what was asked for: against a run in PyTorch, or against the manifest and golden vectors of a bundle."""
+    from edgekit.export.clip_bundle import is_clip_bundle
     from edgekit.export.manifest import MANIFEST_FILE
     from edgekit.export.tensorflow_lite import tensorflow_python
     from edgekit.export.verify import verify_bundle
+    from edgekit.export.verify_clip import verify_clip
 
     threads, tensorflow = options["threads"], None
     if options["runtime"] == "tensorflow":
@@ -74,6 +76,10 @@ def _checks(path: Path, options: Mapping[str, Any]) -> list[Check]:
         from edgekit.export.verify_reference import verify_against
 
         return verify_against(path, options["reference"], options["data"], threads)
+    if is_clip_bundle(path):
+        if tensorflow is not None:
+            raise UsageError("--runtime tensorflow takes one tower of a CLIP; give its image/ folder")
+        return verify_clip(path, threads)
     if (path / MANIFEST_FILE).is_file():
         return verify_bundle(path, (), threads, tensorflow)
     if (path.parent / MANIFEST_FILE).is_file():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.compress.captions import CaptionedSet
+from edgekit.captions import CaptionedSet
 from edgekit.compress.clip_data import check_captions
 from edgekit.data import Sample
 from edgekit.errors import DataError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.compress.captions import load_captions
+from edgekit.captions import load_captions
 from edgekit.compress.clip_task import CLIP_DEMO, ClipData, ClipRecipe, ClipTask, build_clip
 from edgekit.compress.loop import fit
 from edgekit.compress.pixels import decode_eval, decode_train

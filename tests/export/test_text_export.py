@@ -197,7 +197,7 @@ def test_fixed_files_refuse_other_shapes(bundle: Path) -> None:
 
 
 def test_a_file_that_loses_accuracy_does_not_pass(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgekit.export.text_export as module
+    import edgekit.export.text_attempt as module
 
     def biased(*given: object) -> dict[str, FloatArray]:
         found = run_texts(*given)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgekit.compress.captions import CaptionedSet, load_captions, split_captions
+from edgekit.captions import CaptionedSet, load_captions, split_captions
 from edgekit.data import Sample
 from edgekit.errors import DataError
 

@@ -119,6 +119,19 @@ class RawSamples:
         nanoseconds = tuple(tuple(round(s * 1e9) for s in row) for row in samples.seconds.tolist())
         return cls(tuple(samples.rounds.tolist()), nanoseconds, samples.calls_per_sample, samples.stopped)
 
+    def samples(self, name: str) -> LatencySamples:
+        """Convert back.
+
+        Raises:
+            UsageError: rounds and samples do not fit together.
+        """
+        rounds = np.asarray(self.rounds, np.int64)
+        calls = {len(row) for row in self.nanoseconds}
+        if len(self.nanoseconds) != len(rounds) or len(calls) > 1 or len(np.unique(rounds)) != len(rounds):
+            raise UsageError(f"not a valid bench result: the samples of {name} are not one row for each round")
+        seconds = np.asarray(self.nanoseconds, np.float64).reshape(len(rounds), -1) * 1e-9
+        return LatencySamples(name, seconds, rounds, self.calls_per_sample, self.stopped)
+
 
 @dataclass(frozen=True)
 class Answers:

@@ -2,7 +2,8 @@
 
     python -m edgekit.bench.self_check --repeats 20
 
-Runs on any machine in a few minutes. The workload is small matrix products (below the size at which BLAS starts
+Runs on any machine in a few minutes, every candidate in a process of its own as `edgekit bench` has them, or with
+`--one-process` all in one. The workload is small matrix products (below the size at which BLAS starts
 threads), the disturbance a process that keeps one core busy throughout.
 """
 
@@ -12,18 +13,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import click
 import numpy as np
 
-from edgekit.bench.latency import LatencyConfig, measure_latency, paired_s
+from edgekit.bench.latency import LatencyConfig, measure_latency, measure_timers, paired_s
 from edgekit.bench.machine import describe_machine
 from edgekit.bench.statistics import Speedup, paired_speedup
+from edgekit.bench.worker import Opening, Worker
+from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
 
 _SIDE = 64
 """OpenBLAS stays on one thread up to 64³ multiplications."""
+_KEPT = 64
+"""Calls whose own times the model keeps to tell."""
 
 Workload = Callable[[], object]
 
@@ -111,6 +116,64 @@ def check_verdicts(
     return VerdictCheck(tuple(equal), tuple(slowed), time.perf_counter() - start)
 
 
+class MatrixModel:
+    """The workload as a model, which also keeps its own time."""
+
+    info = RuntimeInfo("numpy", np.__version__, 1, "CPU")
+    input_shape = (1, 3, 1, 1)
+
+    def __init__(self, products: int) -> None:
+        self._work = matrix_workload(products)
+        self._own_ns: list[int] = []
+
+    def __call__(self, images: FloatArray) -> Outputs:
+        """Do the work; return the nanoseconds of all calls so far, this one included, (1, calls) float32."""
+        start = time.perf_counter_ns()
+        self._work()
+        self._own_ns.append(time.perf_counter_ns() - start)
+        return {"ns": np.asarray([self._own_ns[-_KEPT:]], np.float32)}
+
+
+def matrix_opening(products: int) -> Opening:
+    """Return how a process of its own opens the workload."""
+    return Opening("edgekit.bench.self_check:MatrixModel", (products,))
+
+
+def check_verdicts_in_processes(amount: int, repeats: int, config: LatencyConfig | None = None) -> VerdictCheck:
+    """Do `check_verdicts` with every candidate in a process of its own, started anew for each repeat."""
+    base_config = config or LatencyConfig(max_time_s=6.0)
+    equal, slowed = [], []
+    start = time.perf_counter()
+    for seed in range(repeats):
+        with ExitStack() as stack:
+            products = {"base": amount, "equal": amount, "slowed": amount * 21 // 20}
+            workers = {name: stack.enter_context(Worker(matrix_opening(n))) for name, n in products.items()}
+            for worker in workers.values():
+                worker.open()
+            timers = {name: worker.timer() for name, worker in workers.items()}
+            samples = measure_timers(timers, replace(base_config, seed=seed), baseline="base")
+        equal.append(paired_speedup(*paired_s(samples["base"], samples["equal"]), seed=seed))
+        slowed.append(paired_speedup(*paired_s(samples["base"], samples["slowed"]), seed=seed))
+    return VerdictCheck(tuple(equal), tuple(slowed), time.perf_counter() - start)
+
+
+def check_process_overhead(products: int, visits: int = 20, calls: int = 10) -> float:
+    """Return how much longer than the model's own count of a call is what a visit reports of it, as a share.
+
+    The same calls, counted twice: inside of the model, and by the visit around it, both in the process of the model.
+    Asking for the visit through the pipe would show here if it were in the sample.
+    """
+    ratios = []
+    with Worker(matrix_opening(products)) as worker:
+        worker.open()
+        timer = worker.timer()
+        for _ in range(visits):
+            reported = np.asarray(timer(calls, 1), np.float64)
+            own = worker(np.zeros(worker.input_shape, np.float32))["ns"][0, -calls - 1 : -1]  # the last call asks
+            ratios.append(reported.min() / own.min())
+    return float(np.median(ratios)) - 1
+
+
 def check_overhead(call: Workload, pairs: int = 20, calls: int = 50) -> float:
     """Return measured latency over that of a bare loop around the call, minus 1; the median over paired repeats.
 
@@ -142,18 +205,25 @@ def _bare_s(call: Workload, calls: int) -> float:
 @click.command()
 @click.option("--repeats", default=20, show_default=True, help="Independent measurements.")
 @click.option("--latency-ms", default=1.5, show_default=True, help="Length of the workload.")
+@click.option("--one-process", is_flag=True, help="All candidates in this process.")
 @click.option("--quiet-machine", is_flag=True, help="Start no process that keeps a core busy.")
-def main(repeats: int, latency_ms: float, quiet_machine: bool) -> None:
+def main(repeats: int, latency_ms: float, one_process: bool, quiet_machine: bool) -> None:
     """Check on this machine that equal models are called equal and a 5 % slow-down is found."""
     for warning in describe_machine().warnings:
         click.echo(warning)
     amount = products_for(latency_ms * 1e-3)
-    overhead = check_overhead(matrix_workload(products_for(1e-3)))
+    short = products_for(1e-3)
+    overhead = check_overhead(matrix_workload(short)) if one_process else check_process_overhead(short)
     with nullcontext() if quiet_machine else busy_core():
-        check = check_verdicts(matrix_workload, amount, repeats)
+        if one_process:
+            check = check_verdicts(matrix_workload, amount, repeats)
+        else:
+            check = check_verdicts_in_processes(amount, repeats)
     click.echo(f"equal workload:  {check.false_verdicts} false verdicts in {repeats}, {_spread(check.equal)}")
     click.echo(f"5 % more work:   found {check.found} times in {repeats}, {_spread(check.slowed)}")
-    click.echo(f"overhead:        {100 * overhead:+.2f} % on 1 ms beside a bare loop")
+    click.echo(
+        f"overhead:        {100 * overhead:+.2f} % on 1 ms, beside {'a bare loop' if one_process else 'its own count'}"
+    )
     click.echo(f"{check.seconds / repeats:.1f} s per measurement of three candidates")
 
 

@@ -22,7 +22,7 @@ _STYLE = {"faster": "green", "slower": "red", "inconclusive": "dim"}
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """A column: its header, how to fill a cell, and what it is worth when the terminal is narrow (1 goes last)."""
 
     header: str
@@ -42,28 +42,33 @@ def render_terminal(report: BenchReport, width: int) -> RenderableType:
         least = max(columns, key=lambda c: c.rank)
         columns.remove(least)
         left_out.append(least.header)
-    lines = list(_footnotes(report))
+    lines = list(footnotes(report))
     if left_out:
         lines.append(f"Left out for want of width: {', '.join(left_out)}. They are in the JSON and Markdown output.")
     notes = [Padding(Text(line, style="dim"), (0, 1)) for line in lines]
-    failures = [Padding(Text(line, style="red"), (0, 1)) for line in _failures(report)]
-    return Group(_rich_table(report, columns), *failures, *notes)
+    failed = [Padding(Text(line, style="red"), (0, 1)) for line in failures(report)]
+    return Group(_rich_table(report, columns), *failed, *notes)
 
 
 def render_markdown(report: BenchReport) -> str:
     """Return the table with all columns that hold anything, its intervals and its footnotes, as Markdown."""
-    columns = [c for c in _MARKDOWN_COLUMNS if any(c.cell(row, report) != NOT_MEASURED for row in report.rows)]
+    columns = full_columns(report)
     lines = ["| " + " | ".join(_escape_markdown(c.header) for c in columns) + " |"]
     lines.append("|" + "|".join("---" if c.justify == "left" else "---:" for c in columns) + "|")
     for row in report.rows:
         cells = [_escape_markdown(c.cell(row, report)) for c in columns]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
-    lines += [f"- {_escape_markdown(line)}" for line in (*_failures(report), *_footnotes(report))]
+    lines += [f"- {_escape_markdown(line)}" for line in (*failures(report), *footnotes(report))]
     return "\n".join(lines) + "\n"
 
 
-def _rich_table(report: BenchReport, columns: Sequence[_Column]) -> Table:
+def full_columns(report: BenchReport) -> list[Column]:
+    """Return all columns that hold anything, for a page with room."""
+    return [c for c in _MARKDOWN_COLUMNS if any(c.cell(row, report) != NOT_MEASURED for row in report.rows)]
+
+
+def _rich_table(report: BenchReport, columns: Sequence[Column]) -> Table:
     table = Table(box=None, pad_edge=True, header_style="bold")
     for column in columns:
         # names may fold, numbers never
@@ -77,7 +82,7 @@ def _rich_table(report: BenchReport, columns: Sequence[_Column]) -> Table:
     return table
 
 
-def _narrowest(report: BenchReport, columns: Sequence[_Column]) -> int:
+def _narrowest(report: BenchReport, columns: Sequence[Column]) -> int:
     """Return the width that the table needs with long names folded and nothing else cut."""
     total = 0
     for column in columns:
@@ -86,11 +91,12 @@ def _narrowest(report: BenchReport, columns: Sequence[_Column]) -> int:
     return total
 
 
-def _failures(report: BenchReport) -> tuple[str, ...]:
+def failures(report: BenchReport) -> tuple[str, ...]:
+    """Return what failed, and why."""
     return (*report.problems, *(f"{row.name} failed: {row.failure}" for row in report.failed))
 
 
-def _footnotes(report: BenchReport) -> tuple[str, ...]:
+def footnotes(report: BenchReport) -> tuple[str, ...]:
     """Return the sentences without which the numbers could be misread."""
     lines = list(report.machine.warnings)
     if report.data:
@@ -232,47 +238,47 @@ def _recall(row: BenchRow, _: BenchReport) -> str:
     return " / ".join(f"{100 * d.recall[1].value:.1f}" for d in directions)
 
 
-_NAME = _Column("model", 1, _name, "left")
-_SPEEDUP = _Column("speed-up", 3, _speedup)
+_NAME = Column("model", 1, _name, "left")
+_SPEEDUP = Column("speed-up", 3, _speedup)
 _COLUMNS = (
     _NAME,
-    _Column("precision", 7, lambda row, _: row.precision, "left"),
-    _Column("MB", 5, _size),
-    _Column("top-1 %", 2, lambda row, _: _percent(row.top1)),
-    _Column("= teacher %", 6, lambda row, _: _percent(row.agreement_teacher)),
-    _Column("= student %", 8, lambda row, _: _percent(row.agreement_student)),
-    _Column("cosine", 10, _cosine),
-    _Column("R@1 %", 9, _recall),
-    _Column("p50 ms", 4, _p50),
-    _Column("p90 ms", 11, _p90),
+    Column("precision", 7, lambda row, _: row.precision, "left"),
+    Column("MB", 5, _size),
+    Column("top-1 %", 2, lambda row, _: _percent(row.top1)),
+    Column("= teacher %", 6, lambda row, _: _percent(row.agreement_teacher)),
+    Column("= student %", 8, lambda row, _: _percent(row.agreement_student)),
+    Column("cosine", 10, _cosine),
+    Column("R@1 %", 9, _recall),
+    Column("p50 ms", 4, _p50),
+    Column("p90 ms", 11, _p90),
     _SPEEDUP,
-    _Column("MB peak", 12, _memory),
-    _Column("load ms", 13, _load),
-    _Column("first ms", 14, _first),
-    _Column("images/s", 15, _images_per_s),
-    _Column("drift %", 16, _drift),
-    _Column("runtime", 17, _runtime, "left"),
+    Column("MB peak", 12, _memory),
+    Column("load ms", 13, _load),
+    Column("first ms", 14, _first),
+    Column("images/s", 15, _images_per_s),
+    Column("drift %", 16, _drift),
+    Column("runtime", 17, _runtime, "left"),
 )
 _MARKDOWN_COLUMNS = (
     _NAME,
-    _Column("format", 0, lambda row, _: row.format, "left"),
-    _Column("precision", 0, lambda row, _: row.precision, "left"),
-    _Column("M parameters", 0, _parameters),
-    _Column("MB", 0, _size),
-    _Column("top-1 %", 0, lambda row, _: _percent_range(row.top1)),
-    _Column("agrees with teacher %", 0, lambda row, _: _percent_range(row.agreement_teacher)),
-    _Column("agrees with student %", 0, lambda row, _: _percent_range(row.agreement_student)),
-    _Column("cosine to teacher", 0, _cosine),
-    _Column("R@1 % image→text / text→image", 0, _recall),
-    _Column("p50 ms", 0, _p50),
-    _Column("p90 ms", 0, _p90),
-    _Column("speed-up", 0, _speedup_range),
-    _Column("load ms", 0, _load),
-    _Column("first inference ms", 0, _first),
-    _Column("peak memory MB", 0, _memory),
-    _Column("images/s", 0, _images_per_s),
-    _Column("drift %", 0, _drift),
-    _Column("runtime", 0, _runtime, "left"),
+    Column("format", 0, lambda row, _: row.format, "left"),
+    Column("precision", 0, lambda row, _: row.precision, "left"),
+    Column("M parameters", 0, _parameters),
+    Column("MB", 0, _size),
+    Column("top-1 %", 0, lambda row, _: _percent_range(row.top1)),
+    Column("agrees with teacher %", 0, lambda row, _: _percent_range(row.agreement_teacher)),
+    Column("agrees with student %", 0, lambda row, _: _percent_range(row.agreement_student)),
+    Column("cosine to teacher", 0, _cosine),
+    Column("R@1 % image→text / text→image", 0, _recall),
+    Column("p50 ms", 0, _p50),
+    Column("p90 ms", 0, _p90),
+    Column("speed-up", 0, _speedup_range),
+    Column("load ms", 0, _load),
+    Column("first inference ms", 0, _first),
+    Column("peak memory MB", 0, _memory),
+    Column("images/s", 0, _images_per_s),
+    Column("drift %", 0, _drift),
+    Column("runtime", 0, _runtime, "left"),
 )
 
 

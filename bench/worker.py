@@ -104,7 +104,8 @@ class Worker:
         self.info = RuntimeInfo(**found["info"])
         batch, channels, height, width = found["input_shape"]
         self.input_shape = (batch, channels, height, width)
-        self.cold = ColdStart(*found["cold_s"], self.info)
+        load_s, first_s, second_s = found["cold_s"]
+        self.cold = ColdStart(load_s, first_s, second_s, self.info)
         self.process_memory_bytes, self.peak_memory_bytes = found["memory_bytes"]
 
     @property

@@ -40,6 +40,9 @@ from edgekit.terminal import print_json
 )
 @click.option("--no-latency", is_flag=True, help="Measure accuracy alone.")
 @click.option("-o", "--output", type=EXISTING, help="Write the result as JSON, and the table as Markdown beside it.")
+@click.option(
+    "--store", type=EXISTING, help="Add the result to a history, e.g. results.sqlite, for `edgekit compare`."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @talk_options
 def bench(**options: Any) -> int:
@@ -54,6 +57,7 @@ def bench(**options: Any) -> int:
     from edgekit.atomic import refuse_existing, write_json, write_text
     from edgekit.bench.latency import LatencyConfig
     from edgekit.bench.run import BenchConfig, run_bench
+    from edgekit.bench.store import add_run
     from edgekit.bench.table import render_markdown, render_terminal
 
     output: Path | None = options["output"]
@@ -78,6 +82,9 @@ def bench(**options: Any) -> int:
     if output is not None:
         write_json(output, report.to_json())
         write_text(output.with_suffix(".md"), render_markdown(report))
+    if options["store"] is not None:
+        number = add_run(options["store"], report)
+        terminal.say(f"run {number} of {options['store']}")
     if options["as_json"]:
         print_json("bench", report.to_json())
     return EXIT_OK if report.complete else EXIT_NEGATIVE

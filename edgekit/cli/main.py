@@ -25,6 +25,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "edgekit.cli.bench:bench",
         "Measure latency and accuracy of teacher, student and artifacts, side by side.",
     ),
+    "compare": ("edgekit.cli.compare:compare", "Say what two bench results differ in, and what of it is sure."),
+    "report": ("edgekit.cli.report:report", "Make one page of a run, its files and their bench, or a Markdown table."),
     "eval": ("edgekit.cli.evaluate:evaluate", "Judge a model: retrieval, zero-shot classes, classification."),
     "inspect": ("edgekit.cli.inspect:inspect", "Show what is really inside an artifact: inputs, dtypes, ops."),
     "doctor": (

@@ -6,7 +6,15 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from edgekit.bench.self_check import busy_core, check_verdicts, main, matrix_workload, products_for
+from edgekit.bench.self_check import (
+    busy_core,
+    check_process_overhead,
+    check_verdicts,
+    check_verdicts_in_processes,
+    main,
+    matrix_workload,
+    products_for,
+)
 
 
 @pytest.mark.slow
@@ -17,8 +25,22 @@ def test_equal_models_are_called_equal_and_five_percent_is_found() -> None:
     assert check.found >= 18, [s.interval for s in check.slowed]
 
 
-def test_the_command_reports_all_three_numbers() -> None:
-    result = CliRunner().invoke(main, ["--repeats", "1", "--latency-ms", "0.5"])
+@pytest.mark.slow
+def test_the_same_holds_where_each_has_its_own_process() -> None:
+    with busy_core():
+        check = check_verdicts_in_processes(products_for(1.5e-3), repeats=20)
+    assert check.false_verdicts <= 1, [s.interval for s in check.equal]
+    assert check.found >= 18, [s.interval for s in check.slowed]
+
+
+def test_asking_another_process_costs_less_than_two_percent_of_a_millisecond() -> None:
+    overhead = check_process_overhead(products_for(1e-3))
+    assert abs(overhead) < 0.02, f"{100 * overhead:+.2f} % beside the model's own count"
+
+
+@pytest.mark.parametrize("where", [[], ["--one-process"]])
+def test_the_command_reports_all_three_numbers(where: list[str]) -> None:
+    result = CliRunner().invoke(main, ["--repeats", "1", "--latency-ms", "0.5", *where])
     assert result.exit_code == 0, result.output
     assert "equal workload:" in result.output
     assert "5 % more work:   found" in result.output

@@ -1,9 +1,9 @@
 """Compare two bench runs, made at different times or on different devices: what differs, and what is sure.
 
 Two runs of the same file an hour apart differ by several percent on an ordinary machine, however narrow each run's own
-interval is. Where another model was measured in both runs, unchanged, on the same device and runtime, it tells how
-much faster the machine itself was: times are then compared as multiples of that model's, taken in the same rounds.
-Without one a difference must be larger to be called one.
+interval is. Where a model was measured in both runs, unchanged, on the same device and runtime, it tells how much
+faster the machine itself was: the others' times are then compared as multiples of that model's, taken in the same
+rounds. The baseline serves where it can. Without such a model a difference must be larger to be called one.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ def compare_reports(first: BenchReport, second: BenchReport) -> Comparison:
     seen_first, seen_second = {id(a) for a, _ in pairs}, {id(b) for _, b in pairs}
     same_device = device_of(first) == device_of(second)
     unchanged = [a.name for a, b in pairs if a.name == b.name and same_device and _is_unchanged(a, b)]
-    preferred = sorted(unchanged, key=lambda name: name != first.baseline)
+    reference = first.baseline if first.baseline in unchanged else next(iter(unchanged), None)
     rows = tuple(
         RowComparison(
             a,
             b,
             _row_differences(a, b),
-            _speed(first, second, (a, b), [name for name in preferred if name not in (a.name, b.name)]),
+            _speed(first, second, (a, b), reference),
             _accuracy(first, second, (a, b)),
         )
         for a, b in pairs
@@ -153,7 +153,7 @@ def _matched(first: Sequence[BenchRow], second: Sequence[BenchRow]) -> Iterator[
 
 def _is_unchanged(first: BenchRow, second: BenchRow) -> bool:
     """Whether a row can stand for the machine: the same model in the same runtime, timed in both runs."""
-    timed = first.latency is not None and second.latency is not None
+    timed = first.latency is not None and second.latency is not None and first.status == second.status == "ok"
     known = first.sha256 is not None or first.kind == "teacher"
     return timed and known and not _row_differences(first, second)
 
@@ -188,22 +188,22 @@ def _run_differences(first: BenchReport, second: BenchReport) -> tuple[str, ...]
 
 
 def _speed(
-    first: BenchReport, second: BenchReport, pair: tuple[BenchRow, BenchRow], references: Sequence[str]
+    first: BenchReport, second: BenchReport, pair: tuple[BenchRow, BenchRow], reference: str | None
 ) -> SpeedChange | None:
     raw = first.samples.get(pair[0].name), second.samples.get(pair[1].name)
     if raw[0] is None or raw[1] is None or not raw[0].rounds or not raw[1].rounds:
         return None
     own = raw[0].samples(pair[0].name), raw[1].samples(pair[1].name)
     rounds = min(len(own[0].rounds), len(own[1].rounds))
-    for name in references:
+    if reference is not None and reference not in (pair[0].name, pair[1].name):
         speedups = []
         for report, samples in zip((first, second), own, strict=True):
-            base_s, own_s = paired_s(report.samples[name].samples(name), samples)
+            base_s, own_s = paired_s(report.samples[reference].samples(reference), samples)
             if len(base_s):
                 speedups.append(paired_speedup(base_s, own_s).interval)
         if len(speedups) == 2:
             ratio = _ratio(speedups[1], speedups[0])
-            return SpeedChange(ratio, _verdict(ratio, WITH_REFERENCE, rounds), name, WITH_REFERENCE)
+            return SpeedChange(ratio, _verdict(ratio, WITH_REFERENCE, rounds), reference, WITH_REFERENCE)
     ratio = _ratio(*(_typical(samples, own) for samples in own))
     return SpeedChange(ratio, _verdict(ratio, WITHOUT_REFERENCE, rounds), None, WITHOUT_REFERENCE)
 

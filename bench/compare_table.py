@@ -93,19 +93,16 @@ def _methods(rows: Sequence[RowComparison]) -> list[str]:
     """Say how speeds and accuracies were compared."""
     speeds = [row.speed for row in rows if row.speed]
     lines = []
-    references = list(dict.fromkeys(speed.reference for speed in speeds if speed.reference))
-    if references:
-        effect = next(100 * speed.minimum_effect for speed in speeds if speed.reference)
+    related = next((speed for speed in speeds if speed.reference), None)
+    if related is not None:
         lines.append(
-            f"speeds are relative to {' or '.join(references)}, unchanged and measured in both runs, which cancels "
-            f"what the machine did meanwhile; below ±{effect:g} % there is no verdict"
+            f"speeds are relative to {related.reference}, unchanged and measured in both runs, which cancels what the "
+            f"machine did meanwhile; below ±{100 * related.minimum_effect:g} % there is no verdict"
         )
     bare = next((speed for speed in speeds if speed.reference is None), None)
     if bare is not None:
-        lines.append(
-            f"* bare times of two runs: no other unchanged model was measured in both; below ±"
-            f"{100 * bare.minimum_effect:g} % there is no verdict"
-        )
+        why = "of the model that the others are relative to" if related else "no unchanged model was measured in both"
+        lines.append(f"* bare times of two runs: {why}; below ±{100 * bare.minimum_effect:g} % there is no verdict")
     if any(row.accuracy and not row.accuracy.paired for row in rows):
         lines.append("* top-1 on other pictures, or of results that do not keep the answers: not compared pairwise")
     return lines

@@ -27,6 +27,7 @@ class Palette:
 
     ink: str
     line: str
+    paper: str
     series: tuple[str, ...]
 
     def colour(self, number: int) -> str:
@@ -36,10 +37,10 @@ class Palette:
 
 SERIES = ("#3367c9", "#c2571a", "#2b8a57", "#a03c9d", "#8a6d00", "#127f8f", "#c23a52", "#5d5fb8")
 """Tell-apart colours of at least 3:1 on white; the page has lighter ones for dark."""
-PAPER = Palette("#1b1f24", "#c9ced6", SERIES)
+PAPER = Palette("#1b1f24", "#c9ced6", "#ffffff", SERIES)
 # stand-ins, replaced by the page's variables: matplotlib takes no CSS
-_PAGE = Palette("#010203", "#010204", tuple(f"#0102{16 + n:02x}" for n in range(len(SERIES))))
-_VARIABLES = {_PAGE.ink: "var(--ink)", _PAGE.line: "var(--line)"} | {
+_PAGE = Palette("#010203", "#010204", "#010205", tuple(f"#0102{16 + n:02x}" for n in range(len(SERIES))))
+_VARIABLES = {_PAGE.ink: "var(--ink)", _PAGE.line: "var(--line)", _PAGE.paper: "var(--paper)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(_PAGE.series)
 }
 _SIZE_INCHES = (4.7, 3.1)
@@ -118,7 +119,14 @@ def trade_off(points: Sequence[Point]) -> Figure:
             best = point in front
             axes.plot([x], [y], "o", color=colour, markersize=13 if best else 11, zorder=3)
             axes.annotate(
-                str(point.number), (x, y), color="white", ha="center", va="center", fontsize=8, weight="bold", zorder=4
+                str(point.number),
+                (x, y),
+                color=palette.paper,
+                ha="center",
+                va="center",
+                fontsize=8,
+                weight="bold",
+                zorder=4,
             )
         _log_milliseconds(axes, [1e3 * p.latency_s for p in points])
         axes.set(xlabel="median latency, ms (log)", ylabel="top-1, %")
@@ -157,6 +165,8 @@ def lines(name: str, title: str, series: Sequence[Series], *, x: str, y: str) ->
             axes.plot(one.x[::step], one.y[::step], color=colour, label=one.label, linewidth=1.6, marker=marker)
         axes.set(xlabel=x, ylabel=y)
         axes.margins(x=0.02)
+        if x == "epoch":
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if any(one.label for one in series):
             axes.legend(frameon=False, fontsize=9, labelcolor=palette.ink)
 

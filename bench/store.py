@@ -95,7 +95,13 @@ def history(store: Path) -> tuple[StoredRun, ...]:
         found = database.execute("SELECT id, created, device, edgekit_version, data FROM runs ORDER BY id DESC")
         runs = found.fetchall()
         names = database.execute("SELECT run, name FROM results ORDER BY rowid").fetchall()
-    return tuple(StoredRun(*values, tuple(name for run, name in names if run == values[0])) for values in runs)
+    models: dict[int, list[str]] = {}
+    for run, name in names:
+        models.setdefault(run, []).append(name)
+    return tuple(
+        StoredRun(run, created, device, version, data, tuple(models.get(run, ())))
+        for run, created, device, version, data in runs
+    )
 
 
 def select_run(store: Path, selector: str = "latest") -> BenchReport:

@@ -65,7 +65,7 @@ def render_markdown(report: BenchReport) -> str:
 
 def full_columns(report: BenchReport) -> list[Column]:
     """Return all columns that hold anything, for a page with room."""
-    return [c for c in _MARKDOWN_COLUMNS if any(c.cell(row, report) != NOT_MEASURED for row in report.rows)]
+    return [c for c in _FULL_COLUMNS if any(c.cell(row, report) != NOT_MEASURED for row in report.rows)]
 
 
 def _rich_table(report: BenchReport, columns: Sequence[Column]) -> Table:
@@ -131,7 +131,11 @@ def footnotes(report: BenchReport) -> tuple[str, ...]:
     lines.append(
         f"{machine.cpu or 'unknown CPU'}, {machine.logical_cores} cores{counted}; {machine.os}; {report.created}."
     )
-    lines += [f"{row.name}: {note}" for row in report.rows for note in row.notes]
+    concerned: dict[str, list[str]] = {}
+    for row in report.rows:
+        for note in row.notes:
+            concerned.setdefault(note, []).append(row.name)
+    lines += [f"{', '.join(names)}: {note}" for note, names in concerned.items()]
     return (*lines, *report.notes)
 
 
@@ -259,27 +263,28 @@ _COLUMNS = (
     Column("drift %", 16, _drift),
     Column("runtime", 17, _runtime, "left"),
 )
-_MARKDOWN_COLUMNS = (
+_FULL_COLUMNS = (
     _NAME,
-    Column("format", 0, lambda row, _: row.format, "left"),
     Column("precision", 0, lambda row, _: row.precision, "left"),
-    Column("M parameters", 0, _parameters),
     Column("MB", 0, _size),
     Column("top-1 %", 0, lambda row, _: _percent_range(row.top1)),
+    Column("p50 ms", 0, _p50),
+    Column("speed-up", 0, _speedup_range),
     Column("agrees with teacher %", 0, lambda row, _: _percent_range(row.agreement_teacher)),
     Column("agrees with student %", 0, lambda row, _: _percent_range(row.agreement_student)),
     Column("cosine to teacher", 0, _cosine),
     Column("R@1 % image→text / text→image", 0, _recall),
-    Column("p50 ms", 0, _p50),
     Column("p90 ms", 0, _p90),
-    Column("speed-up", 0, _speedup_range),
     Column("load ms", 0, _load),
     Column("first inference ms", 0, _first),
     Column("peak memory MB", 0, _memory),
     Column("images/s", 0, _images_per_s),
     Column("drift %", 0, _drift),
+    Column("M parameters", 0, _parameters),
+    Column("format", 0, lambda row, _: row.format, "left"),
     Column("runtime", 0, _runtime, "left"),
 )
+"""Where there is room: what decides comes first."""
 
 
 def _escape_markdown(text: str) -> str:

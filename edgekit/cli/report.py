@@ -18,7 +18,8 @@ from edgekit.printable import printable
 from edgekit.terminal import Terminal, human_bytes, print_json
 
 if TYPE_CHECKING:
-    from edgekit.bench.report import Bundle, Training
+    from edgekit.bench.report import Training
+    from edgekit.bench.report_bundle import Bundle
     from edgekit.bench.results import BenchReport
 
 _MAX_FACTS_BYTES = 16 * 2**20
@@ -129,7 +130,7 @@ def _training(run: Path) -> Training:
 
 def _bundle(path: Path, terminal: Terminal, *, audit: bool) -> Bundle:
     """Read a bundle's manifest, and in a process of its own each file."""
-    from edgekit.bench.report import Bundle
+    from edgekit.bench.report_bundle import Bundle
     from edgekit.export.audit import audit_contained
     from edgekit.export.audit_record import Audit
     from edgekit.export.manifest import read_any_manifest, resolve

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "compare": ("edgekit.cli.compare:compare", "Say what two bench results differ in, and what of it is sure."),
     "report": ("edgekit.cli.report:report", "Make one page of a run, its files and their bench, or a Markdown table."),
     "eval": ("edgekit.cli.evaluate:evaluate", "Judge a model: retrieval, zero-shot classes, classification."),
+    "search": ("edgekit.cli.search:search", "Find pictures by a sentence, with an exported CLIP; needs no torch."),
     "inspect": ("edgekit.cli.inspect:inspect", "Show what is really inside an artifact: inputs, dtypes, ops."),
     "doctor": (
         "edgekit.cli.doctor:doctor",

@@ -108,7 +108,9 @@ def compare_reports(first: BenchReport, second: BenchReport) -> Comparison:
     pairs = list(_matched(first.rows, second.rows))
     seen_first, seen_second = {id(a) for a, _ in pairs}, {id(b) for _, b in pairs}
     same_device = device_of(first) == device_of(second)
-    unchanged = [a.name for a, b in pairs if a.name == b.name and same_device and _is_unchanged(a, b)]
+    timed = first.samples.keys() & second.samples.keys()
+    unchanged = [a.name for a, b in pairs if a.name in timed and a.name == b.name and _is_unchanged(a, b)]
+    unchanged = unchanged if same_device else []
     reference = first.baseline if first.baseline in unchanged else next(iter(unchanged), None)
     rows = tuple(
         RowComparison(

@@ -17,12 +17,17 @@ from edgekit.cli.main import COMMANDS, edgekit
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def commands() -> list[list[str]]:
-    """Return every `edgekit …` command in the README's code blocks, continuation lines joined."""
+def commands(section: str = "") -> list[list[str]]:
+    """Return every `edgekit …` command in the code blocks of the README, or of one section of it."""
     found = []
-    for block in re.findall(r"```(?:bash|console|sh)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
+    text = README.read_text(encoding="utf-8")
+    if section:
+        text = text.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
+    for block in re.findall(r"```(?:bash|console|sh)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ ").strip(), comments=True)
+            if words[:1] == ["torchrun"]:
+                words = words[words.index("edgekit") :]
             if words[:1] == ["edgekit"] and len(words) > 1:
                 found.append(words[1:])
     return found
@@ -46,9 +51,7 @@ def test_the_own_pictures_part_runs_as_it_stands(whole_path: WholePath, tmp_path
     """Every command in its order, on drawings for photos; the teacher of the hub is replaced, the training is short."""
     (tmp_path / "photos").symlink_to(whole_path.drawings)
     short = ["--teacher", str(whole_path.folder / "teacher"), "--epochs", "1", "--views", "1", "--image-size", "64"]
-    for words in commands():
-        if words[0] in ("demo", "schedule", "forecast", "plot"):
-            continue
+    for words in commands("On your own pictures"):
         command = [sys.executable, "-m", "edgekit", *words, *(short if words[0] == "distill" else [])]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
         # a student of one epoch may miss an INT8 gate, which is a valid negative result of export and nothing else
@@ -57,3 +60,4 @@ def test_the_own_pictures_part_runs_as_it_stands(whole_path: WholePath, tmp_path
         assert "Traceback" not in result.stderr
     assert (tmp_path / "runs/photos/plots/training.png").is_file()
     assert (tmp_path / "bench.json").is_file()
+    assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")

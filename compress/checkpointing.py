@@ -2,7 +2,7 @@
 
 `last/manifest.json` lists them, newest first, with their sha256. A state is written before the manifest names it, and
 removed after the manifest has forgotten it: a kill at any moment leaves a manifest whose states are all there.
-Knows no torch: a state is bytes here.
+Knows no torch: a state is bytes here, and they go to the disk as they come, never all in memory at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from edgekit import atomic
 from edgekit.errors import LoadError
@@ -40,6 +41,50 @@ class Entry:
     sha256: str
 
 
+class Stream(Protocol):
+    """What a state is written to."""
+
+    def write(self, part: bytes | memoryview, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+
+class _Recorder:
+    """Passes bytes on to a file, hashes them, and keeps the first error for `close`.
+
+    torch writes through C++, which cannot be relied on to pass an exception through: of a full disk it tells nothing
+    but "unexpected pos". After an error the rest is swallowed.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self._error: OSError | None = None
+
+    def write(self, part: bytes | memoryview) -> int:
+        length = part.nbytes if isinstance(part, memoryview) else len(part)
+        if self._error is None:
+            try:
+                self._file.write(part)
+                self._digest.update(part)
+            except OSError as e:
+                self._error = e
+        return length
+
+    def flush(self) -> None:
+        if self._error is None:
+            try:
+                self._file.flush()
+            except OSError as e:
+                self._error = e
+
+    def close(self) -> str:
+        """Return the sha256 of all that was written; raise what a write ran into."""
+        self.flush()
+        if self._error is not None:
+            raise self._error
+        return self._digest.hexdigest()
+
+
 class Checkpoints:
     """The states of one run.
 
@@ -52,18 +97,20 @@ class Checkpoints:
         self.folder, self._warn = folder, warn
         self._manifest = folder / "manifest.json"
 
-    def save(self, content: bytes, *, epoch: int, step: int) -> None:
-        """Write a state and forget all but the last two.
+    def save(self, write: Callable[[Stream], object], *, epoch: int, step: int) -> None:
+        """Let `write` write a state, and forget all but the last two.
 
         Raises:
             WriteError: the disk is full or read-only; the states that were there are untouched.
         """
         name = f"state-{epoch:06d}-{step:08d}.pt"
-        entry = Entry(name, epoch, step, hashlib.sha256(content).hexdigest())
         # states from after this position belong to a future that was rolled back
         older = [e for e in self.entries() if (e.epoch, e.step) < (epoch, step)]
-        atomic.write_bytes(self.folder / name, content)
-        kept = [entry, *older[: KEPT - 1]]
+        with atomic.atomic_path(self.folder / name) as temporary, temporary.open("wb") as file:
+            recorder = _Recorder(file)
+            write(recorder)
+            digest = recorder.close()
+        kept = [Entry(name, epoch, step, digest), *older[: KEPT - 1]]
         atomic.write_json(self._manifest, {"version": MANIFEST_VERSION, "states": [asdict(e) for e in kept]})
         names = {e.name for e in kept}
         for path in self.folder.glob("state-*.pt"):

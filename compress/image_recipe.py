@@ -18,6 +18,7 @@ class ImageRecipe(BaseModel):
         label_smoothing: share of the target spread over all classes (arXiv 1512.00567, §7).
         mixup: α of the Beta distribution that the share of the second picture is drawn from (arXiv 1710.09412);
             0 mixes nothing.
+        layer_decay: factor on the rate from each layer to the one below it (`edgekit.compress.layer_decay`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -25,6 +26,7 @@ class ImageRecipe(BaseModel):
     name: str
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
     augment: AugmentConfig = AugmentConfig()
     fit: FitConfig = FitConfig()
 

@@ -50,6 +50,7 @@ class ImageTask:
 
     def __init__(self, net: Student, recipe: ImageRecipe, train: PixelStore, val: PixelStore) -> None:
         self.model: nn.Module = net
+        self.layer_decay = recipe.layer_decay
         self.net, self.recipe, self.train, self.val = net, recipe, train, val
         self._ids = sample_ids([sample.key for sample in train.samples])
         self._labels = _labels(train)

@@ -260,8 +260,10 @@ class _Fit:
     def _save(self) -> None:
         self.watch.weights()
         if self.processes.is_main:
-            content = self.state.to_bytes(self.watch.state())
-            self.checkpoints.save(content, epoch=self.state.position.epoch, step=self.state.position.step)
+            position, guard = self.state.position, self.watch.state()
+            self.checkpoints.save(
+                lambda stream: self.state.write(stream, guard), epoch=position.epoch, step=position.step
+            )
         self.due.saved()
 
     def _restore(self) -> None:

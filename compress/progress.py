@@ -1,4 +1,4 @@
-"""Training as a person watches it: a bar with images/s and time left, and a row per epoch."""
+"""Training as a person watches it: a bar with its speed and the time left, and a row per epoch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ _TITLES = {
 
 
 class TrainingDisplay:
-    """Shows `fit` on a terminal; plain rows where there is none."""
+    """Shows `fit` on a terminal; plain rows where there is none.
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
+    Args:
+        terminal: where.
+        unit: what the task counts, e.g. "texts".
+    """
+
+    def __init__(self, terminal: Terminal, unit: str = "images") -> None:
+        self._terminal, self._unit = terminal, unit
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._columns: list[str] = []
@@ -57,7 +62,7 @@ class TrainingDisplay:
                 self._task,
                 advance=1,
                 description=f"epoch {epoch}/{self._epochs}",
-                rate=f"{rate:.0f} images/s  loss {loss:.3f}",
+                rate=f"{rate:.0f} {self._unit}/s  loss {loss:.3f}",
             )
 
     def epoch(self, row: Mapping[str, Any]) -> None:

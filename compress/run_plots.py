@@ -52,7 +52,7 @@ def plot_runs(histories: Sequence[History], out: Path, *, title: str = "") -> No
         "accuracy (%)",
         "learning rate",
         "gradient norm, before clipping",
-        "training throughput (images/s)",
+        "training throughput (samples/s)",
         "wall time (minutes)",
     )
     for axes, name in zip(panels, names, strict=True):

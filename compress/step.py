@@ -101,7 +101,7 @@ class Steps:
         """
         state = self._state
         for group in state.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         parts: dict[str, float] = {}
         count, agreed = 0, Wishes()
         for micro, batch in enumerate(batches):

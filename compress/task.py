@@ -18,7 +18,8 @@ class Task(Protocol):
     `batches(epoch, device, start)` yields opaque batches in an order that is a function of (seed, epoch), from number
     `start` (0-based) on: a resumed epoch goes on at its next batch. `loss` returns named scalars of which "loss" is
     minimised; names starting with "_" are counters (e.g. "_correct", "_labelled") that are summed over the epoch.
-    `evaluate` returns named values; `metric` names the one that the best checkpoint maximises.
+    `evaluate` returns named values; `metric` names the one that the best checkpoint maximises. A task may have a
+    `layer_decay` (`edgekit.compress.layer_decay`).
     """
 
     model: nn.Module

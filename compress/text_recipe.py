@@ -25,6 +25,7 @@ class TextRecipe(BaseModel):
         merge_dropout, word_dropout: `edgekit.compress.text_pieces.PieceStore`.
         temperature: T of the response loss.
         label_smoothing: of the task loss.
+        layer_decay: factor on the rate from each layer to the one below it (`edgekit.compress.layer_decay`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -47,6 +48,7 @@ class TextRecipe(BaseModel):
     temperature: float = Field(default=2.0, gt=0)
     feature_loss: FeatureLoss = "cosine"
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
     fit: FitConfig = FitConfig()
 
 

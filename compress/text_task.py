@@ -88,6 +88,7 @@ class TextTask:
         self._weights = {name: weight for name, weight in weights.items() if weight > 0}
         width = data.teacher.embedding.shape[1] if data.teacher is not None and "feature" in self._weights else 0
         self.model: nn.Module = TrainedText(model, width)
+        self.layer_decay = recipe.layer_decay
         self.tokenizer, self.recipe, self.data, self.classifier = tokenizer, recipe, data, model
 
     @property

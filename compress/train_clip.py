@@ -121,7 +121,7 @@ def train_clip(
             _begin(run, config, decoded, clip)
         task = ClipTask(clip, tokenizer, recipe, decoded.data)
         _announce(terminal, config, decoded, clip)
-        result = fit(task, recipe.fit, run, display=TrainingDisplay(terminal), resume=resume)
+        result = fit(task, recipe.fit, run, display=TrainingDisplay(terminal, "pairs"), resume=resume)
         _summarise(run, task, result, terminal)
         return result
 

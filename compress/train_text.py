@@ -124,7 +124,7 @@ def train_text(
             _begin(run, config, {"data": facts, "model": model_facts(model), "teacher": _taught(config, teacher, data)})
         announce(terminal, run.facts())
         task = TextTask(model, tokenizer, config.recipe, data)
-        result = fit(task, fit_config, run, display=TrainingDisplay(terminal), resume=resume)
+        result = fit(task, fit_config, run, display=TrainingDisplay(terminal, "texts"), resume=resume)
         summarise(run, dataset, result, teacher, terminal)
         return TextSummary(result, run.facts())
 

@@ -8,14 +8,16 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from edgekit.compress.checkpointing import Stream
 from edgekit.compress.ema import Ema
+from edgekit.compress.layer_decay import rate_factors, split_by_factor
 from edgekit.compress.muon import Muon
 from edgekit.compress.processes import join, world_size
 from edgekit.compress.recipe import FitConfig
@@ -125,9 +127,11 @@ def parameter_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]
     ]
 
 
-def make_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that `config` names, over all trained parameters."""
+def make_optimizer(model: nn.Module, config: FitConfig, layer_decay: float = 1.0) -> torch.optim.Optimizer:
+    """Return the optimizer that `config` names, over all trained parameters; `layer_decay` 1 is one rate for all."""
     groups = parameter_groups(model, config)
+    if layer_decay != 1.0:
+        groups = split_by_factor(model, groups, rate_factors(model, layer_decay))
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     if config.optimizer == "muon":
@@ -159,7 +163,7 @@ class TrainingState:
         self._loss, self._replica = task.loss, None
         if self.processes.world > 1:
             self._replica = Replica(model, task.loss, self.accelerator, self.processes)
-        optimizer = make_optimizer(model, config)
+        optimizer = make_optimizer(model, config, getattr(task, "layer_decay", 1.0))
         self.ema = Ema(model, config.ema_decay) if config.ema_decay else None
         self.optimizer = self.accelerator.prepare(optimizer)
         # several processes evaluate and save the model itself, and train it through the replica
@@ -185,8 +189,8 @@ class TrainingState:
         """The weights that count: the moving average where there is one."""
         return self.plain if self.ema is None else self.ema.model
 
-    def to_bytes(self, guard: Mapping[str, Any]) -> bytes:
-        """Return the state as the bytes of a checkpoint; `guard` is the guard's, plain values and tensors."""
+    def write(self, stream: Stream, guard: Mapping[str, Any]) -> None:
+        """Write the state as a checkpoint; `guard` is the guard's, plain values and tensors."""
         state = {
             "version": STATE_VERSION,
             "position": asdict(self.position),
@@ -199,12 +203,10 @@ class TrainingState:
             "lr_scale": self.lr_scale,
             "guard": dict(guard),
         }
-        buffer = io.BytesIO()  # not straight to the disk: torch hides a full one behind a RuntimeError of its own
-        torch.save(state, buffer)
-        return buffer.getvalue()
+        torch.save(state, cast(IO[bytes], stream))
 
     def restore(self, content: bytes, name: str) -> Mapping[str, Any]:
-        """Take over what `to_bytes` returned, and return the guard's part of it.
+        """Take over what `write` wrote, and return the guard's part of it.
 
         Raises:
             LoadError: broken, of another version, or of a run with other settings; nothing is guaranteed of the

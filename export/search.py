@@ -18,6 +18,7 @@ from edgekit.export.search_model import SearchModel
 from edgekit.export.session import run_batched
 from edgekit.images import IMAGE_SUFFIXES, ImageError, read_rgb
 from edgekit.preprocess import Preprocess, fit_pixels, to_input
+from edgekit.printable import printable
 from edgekit.terminal import Terminal
 
 INDEX_FILE = ".edgekit-index.npz"
@@ -113,7 +114,7 @@ def _query(model: SearchModel, query: str, terminal: Terminal) -> NDArray[np.flo
 
 
 def _some(broken: dict[str, str]) -> str:
-    shown = "; ".join(list(broken.values())[:_FEW])
+    shown = "; ".join(printable(reason, 300) for reason in list(broken.values())[:_FEW])
     return shown + (f"; and {len(broken) - _FEW} more" if len(broken) > _FEW else "")
 
 

@@ -71,6 +71,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--ema-decay", type=float, help="Moving average of the weights; 0 is off.")
 @click.option("--label-smoothing", type=float, help="[default: 0.1]")
 @click.option("--mixup", type=float, help="Mix pairs of pictures, shares drawn from Beta(α, α); 0 is off.")
+@click.option("--layer-decay", type=float, help="Each layer's rate is this factor of the next one's, e.g. 0.75.")
 @click.option("--schedule", help="Learning-rate schedule by name.  [default: cosine]")
 @click.option("--t0", "t_0", type=float, help="cosine-restarts: epochs of the first cycle.")
 @click.option("--t-mult", type=float, help="cosine-restarts: each cycle is this much longer.")
@@ -129,7 +130,7 @@ def _recipe(options: Mapping[str, Any]) -> ImageRecipe:
     fit["schedule"] = {field: options[option] for option, field in _SCHEDULE.items()}
     if options["warmup_epochs"] is not None:
         fit["schedule"]["warmup_fraction"] = 0.0
-    changes = {"label_smoothing": options["label_smoothing"], "mixup": options["mixup"], "fit": fit}
+    changes = {**{name: options[name] for name in ("label_smoothing", "mixup", "layer_decay")}, "fit": fit}
     return image_recipe(changes, min_lr=options["min_lr"])
 
 

@@ -13,7 +13,7 @@ from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_opt
 from edgekit.terminal import print_json
 
 _FIT = ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision", *GUARD_FIELDS)
-_RECIPE = ("max_length", "vocab_size", "alpha", "beta", "gamma", "temperature", "label_smoothing")
+_RECIPE = ("max_length", "vocab_size", "alpha", "beta", "gamma", "temperature", "label_smoothing", "layer_decay")
 
 
 @click.command("text")
@@ -57,6 +57,7 @@ _RECIPE = ("max_length", "vocab_size", "alpha", "beta", "gamma", "temperature", 
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--device", help="auto, cpu, mps or cuda.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the arithmetic.  [default: fp32]")
+@click.option("--layer-decay", type=float, help="Each layer's rate is this factor of the next one's, e.g. 0.75.")
 @click.option("--schedule", help="Learning-rate schedule by name: linear, cosine, …")
 @guard_options
 @config_option

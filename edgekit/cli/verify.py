@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--reference", type=EXISTING, help="Run folder: compare with eager PyTorch on --data instead (needs torch)."
 )
-@click.option("--data", type=EXISTING, help="Pictures for --reference; their validation split is used.")
+@click.option("--data", type=EXISTING, help="Pictures (their validation split) or texts for --reference.")
 @click.option(
     "--runtime",
     type=click.Choice(["own", "tensorflow"]),

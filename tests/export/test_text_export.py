@@ -30,6 +30,7 @@ from edgekit.export.text_golden import (
 )
 from edgekit.export.text_session import open_text_session, run_texts
 from edgekit.export.verify import verify_bundle
+from edgekit.export.verify_reference import verify_against
 from edgekit.models.text_classifier import load_text_classifier, save_text_classifier
 from edgekit.models.text_tokenizer import START, train_bpe
 from edgekit.terminal import Terminal
@@ -102,6 +103,18 @@ def test_a_bundle_verifies_without_torch(bundle: Path, tmp_path: Path) -> None:
     for form in ("onnx", "tflite"):
         done = environment.edgekit("verify", bundle / f"model.fp32.{form}")
         assert done.returncode == 0, done.stderr
+
+
+def test_files_are_compared_with_a_run(run: Path, bundle: Path, tmp_path: Path) -> None:
+    checks = verify_against(bundle / "model.fp32.onnx", run, None, 1)
+    assert [check.passed for check in checks] == [True] and "over 80 texts" in checks[0].detail
+    data = write_reviews(tmp_path / "data.tsv", 60, 4)
+    assert "over 60 texts" in verify_against(bundle / "model.int8.onnx", run, data, 1)[0].detail
+    model, tokenizer = load_text_classifier(run)
+    model.classifier.weight.data.neg_()
+    save_text_classifier(tmp_path / "other.safetensors", model, tokenizer)
+    (check,) = verify_against(bundle / "model.fp32.onnx", tmp_path / "other.safetensors", data, 1)
+    assert not check.passed and "agreement" in check.detail
 
 
 def copied(bundle: Path, target: Path) -> Path:

@@ -91,12 +91,13 @@ class SearchModel:
         self.fingerprint = hashlib.sha256(f"{image.record.sha256} {contract}".encode()).hexdigest()
         self._tokenizer = bundled_tokenizer(text.bundle, text.manifest)
         self._text = open_text_session(text_file, threads)
-        self._image_file, self._threads, self._image = image_file, threads, None
+        self._image_file, self._threads = image_file, threads
+        self._image: Session | None = None
 
     def pictures(self) -> Session:
         """Return the image tower, opened once and only when it is needed: most searches find all pictures indexed."""
         if self._image is None:
-            self._image: Session | None = open_session(self._image_file, self._threads)
+            self._image = open_session(self._image_file, self._threads)
         return self._image
 
     def encode(self, query: str) -> Encoded:

@@ -40,9 +40,7 @@ from edgekit.terminal import print_json
 )
 @click.option("--no-latency", is_flag=True, help="Measure accuracy alone.")
 @click.option("-o", "--output", type=EXISTING, help="Write the result as JSON, and the table as Markdown beside it.")
-@click.option(
-    "--store", type=EXISTING, help="Add the result to a history, e.g. results.sqlite, for `edgekit compare`."
-)
+@click.option("--store", type=EXISTING, help="Add the result to a history, e.g. results.sqlite, for `edgekit compare`.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @talk_options
 def bench(**options: Any) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["not finite", "weights", "gradient", "loss spike", "collapse", "overfitting", "rate"]
+Kind = Literal["not finite", "weights", "gradient", "loss spike", "collapse", "overfitting", "rate", "dead units"]
 Action = Literal["warn", "rollback", "stop"]
 
 CURABLE: frozenset[Kind] = frozenset({"not finite", "weights", "gradient", "loss spike", "collapse"})

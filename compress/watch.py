@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgekit.compress.dead_units import DeadUnits
 from edgekit.compress.display import Display
 from edgekit.compress.gradients import GradientNorms, locate_not_finite
 from edgekit.compress.guard import CURABLE, Guard, StepFacts, Trouble, judge_epoch
@@ -46,6 +47,7 @@ class Watch:
 
     def __init__(self, state: TrainingState, config: FitConfig, folder: RunFolder, display: Display) -> None:
         self.gradients = GradientNorms(state.plain)
+        self._units = DeadUnits(state.plain, state.steps_per_epoch)
         self._state, self._config, self._folder, self._display = state, config, folder, display
         self._guard = Guard(self.gradients.names)
         self.rollbacks = 0
@@ -73,6 +75,7 @@ class Watch:
             layer = self.gradients.first_not_finite()
             where = f"first in {layer}" if layer else "by the sum over finite layers"
             self._not_finite("gradient's norm", total, where, parts)
+        self._units.look(self._state.position.step)
         position = self._state.position
         rate = max(float(group["lr"]) for group in self._state.optimizer.param_groups)
         facts = StepFacts(self._step(), parts["loss"], norms, rate, planned_rate)
@@ -95,7 +98,7 @@ class Watch:
         Raises:
             TroubleError: the trouble is serious and `config.guard` says to act.
         """
-        self._take(judge_epoch(rows, metric), None)
+        self._take([*judge_epoch(rows, metric), *self._units.judge()], None)
 
     def roll_back(self, trouble: Trouble, place: str) -> None:
         """Say that the run was rolled back to `place`, and go on with a lower rate."""

@@ -259,6 +259,17 @@ def test_a_planted_exploding_layer_is_named_before_the_loss_turns_nan(tmp_path: 
     json.dumps(found)
 
 
+def test_units_that_died_are_named_at_the_end_of_the_epoch(tmp_path: Path) -> None:
+    run, shown, task = RunFolder(tmp_path), Listening(), Faulty(bad_from=10**6)
+    run.create({}, {})
+    with torch.no_grad():
+        task.model[0].bias[:3] = -1e3  # type: ignore[index,operator]
+    fit(task, CONFIG.model_copy(update={"epochs": 2}), run, display=shown)
+    found = [row for row in run.read_metrics() if row["kind"] == "guard" and row["trouble"] == "dead units"]
+    assert [row["layer"] for row in found] == ["0"]
+    assert any("3 of 8 in 0" in line for line in shown.lines)
+
+
 def test_rollback_recovers_the_run_and_says_so(tmp_path: Path) -> None:
     result, shown, found = run_faulty(tmp_path, guard="rollback")
     assert [row["epoch"] for row in result.rows] == [1, 2, 3, 4, 5, 6]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check lint types bench clean install
+.PHONY: demo test test-all check lint types bench clean install
 
 install: $(STAMP)
 
@@ -21,6 +21,9 @@ demo: $(STAMP)  ## the main job, offline, in a few minutes
 
 # Two workers with a thread each: two threads of one small net mostly wait for each other.
 test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
+
+test-all: $(STAMP)  ## with those that take several minutes each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: lint types test

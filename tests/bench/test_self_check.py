@@ -17,7 +17,7 @@ from edgekit.bench.self_check import (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equal_models_are_called_equal_and_five_percent_is_found() -> None:
     with busy_core():
         check = check_verdicts(matrix_workload, products_for(1.5e-3), repeats=20)
@@ -25,7 +25,7 @@ def test_equal_models_are_called_equal_and_five_percent_is_found() -> None:
     assert check.found >= 18, [s.interval for s in check.slowed]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_holds_where_each_has_its_own_process() -> None:
     with busy_core():
         check = check_verdicts_in_processes(products_for(1.5e-3), repeats=20)

@@ -28,7 +28,7 @@ def test_the_script_is_short() -> None:
     assert len(SCRIPT.read_text().splitlines()) <= 15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_clip_goes_all_the_way(tmp_path: Path) -> None:
     script = SCRIPT.read_text()
     for large, small in SMALL.items():

@@ -160,7 +160,7 @@ def test_the_recipe_is_the_origins() -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_clips(real_data: Path, tmp_path: Path, capsys: Capture) -> None:
     source, teacher = real_data / "ucf101_15", real_data / "har15" / "teacher_mobilenetv2_512.onnx"
     args = ("--data", source, "--val-fraction", 0.3, "--teacher", teacher, "--frames", 8, "--image-size", 64)

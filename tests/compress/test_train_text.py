@@ -174,7 +174,7 @@ def test_recipes_are_checked() -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.slow
+@pytest.mark.long
 def test_sst2_from_scratch_reaches_80_percent(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "sst2"
     files = TextFiles(folder / "train.tsv", folder / "dev.tsv", folder / "test.tsv")

@@ -265,7 +265,7 @@ def test_one_tower_computes_what_the_whole_did(name: str) -> None:
     assert sum(p.numel() for p in clip.only("image").parameters()) < sum(p.numel() for p in clip.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_families_go_to_all_formats(run: Path, tmp_path: Path, name: str) -> None:
     save_clip(tmp_path / "clip.safetensors", family(name), CharacterTokenizer(16))

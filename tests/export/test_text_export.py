@@ -260,7 +260,7 @@ def test_golden_texts_come_back_whatever_they_hold(tmp_path: Path) -> None:
         read_text_golden(tmp_path / "cut.npz")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hugging_face_encoder_goes_to_all_formats(tmp_path: Path) -> None:
     data = write_reviews(tmp_path / "a.tsv", 60, 0)
     fit = {"epochs": 1, "batch_size": 16, "device": "cpu"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -134,6 +135,7 @@ def launch(world: int, work: Callable[..., None], *arguments: Any) -> Group:
 
 def _enter(environment: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...], says: Any) -> None:
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it off
     torch.set_num_threads(1)
     try:
         work(*arguments)

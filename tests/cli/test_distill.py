@@ -100,7 +100,7 @@ def test_from_precomputed_embeddings(data: Path, tmp_path: Path, capsys: Capture
     assert {"feature", "response", "task", "agreement", "cosine"} <= set(epochs[-1])
     recipe = load_recipe("edge")
     for row in epochs:
-        parts = recipe.alpha * row["feature"] + recipe.beta * row["response"] + recipe.gamma * row["task"]
+        parts = sum(weight * row[name] for name, weight in recipe.weights.items() if weight)
         assert row["loss"] == pytest.approx(parts, rel=1e-4)
     assert epochs[-1]["feature"] < epochs[0]["feature"]
     assert result["summary"]["agreement"] > 0.5

@@ -36,7 +36,7 @@ class WholePath:
 def make_whole_path(folder: Path) -> WholePath:
     """Run the demo at a size that takes a minute or two; a folder that it has filled is taken as it is."""
     config = DemoConfig(
-        labelled=240, unlabelled=960, val=120, teacher_epochs=6, student_epochs=4, views=2, bench_budget_s=4.0
+        labelled=240, unlabelled=960, val=120, teacher_epochs=16, student_epochs=6, views=2, bench_budget_s=4.0
     )
     if not (folder / "RESULTS.md").is_file():
         run_demo(folder, config, Terminal(verbosity=-1), overwrite=True)

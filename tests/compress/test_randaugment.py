@@ -40,7 +40,7 @@ def one(images: Tensor, name: str, strength: float) -> Tensor:
         ("brightness", 0.5, lambda p: ImageEnhance.Brightness(p).enhance(1.45)),
         ("saturation", -0.5, lambda p: ImageEnhance.Color(p).enhance(0.55)),
         ("contrast", 0.5, lambda p: ImageEnhance.Contrast(p).enhance(1.45)),
-        ("posterize", 0.5, lambda p: ImageOps.posterize(p, 6)),
+        ("posterize", 1.0, lambda p: ImageOps.posterize(p, 4)),
         ("solarize", 0.5, lambda p: ImageOps.solarize(p, 128)),
         ("autocontrast", 0.5, ImageOps.autocontrast),
         ("equalize", 0.5, ImageOps.equalize),

@@ -22,6 +22,7 @@ import numpy as np
 from edgekit.bench.machine import peak_memory_bytes
 from edgekit.bench.timing import measure_cold, reason_of, visit
 from edgekit.errors import LoadError
+from edgekit.export.contained import limit_memory
 from edgekit.export.session import FloatArray, Session, run_batched
 
 
@@ -113,17 +114,6 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
             reply, content = {"error": reason_of(e)}, b""
         replies.write(json.dumps(reply).encode() + b"\n" + content)
         replies.flush()
-
-
-def limit_memory(limit_bytes: int) -> None:
-    """Have the system refuse this process more private memory than that, where it can (Linux)."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard == resource.RLIM_INFINITY or hard > limit_bytes:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
 
 
 def main() -> None:

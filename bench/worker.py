@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 
 from edgekit.bench.timing import ColdStart, Timer
 from edgekit.errors import LoadError
+from edgekit.export.contained import how_it_ended
 from edgekit.export.session import FloatArray, RuntimeInfo
 from edgekit.printable import printable
 
@@ -212,10 +212,6 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return "gave an answer that makes no sense"
-        if code < 0:
-            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-            return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         self._errors.seek(0, 2)
         self._errors.seek(max(0, self._errors.tell() - 4000))
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"ended with code {code}" + (f": {printable(lines[-1], 300)}" if lines else "")
+        return how_it_ended(code, self._errors.read())

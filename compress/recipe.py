@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from edgekit.compress.checkpointing import Cadence
-from edgekit.compress.guard import Action
-from edgekit.compress.losses import FeatureLoss, ResponseLoss
-from edgekit.compress.schedule import ScheduleConfig
+from edgekit.compress.distill.losses import FeatureLoss, ResponseLoss
+from edgekit.compress.guard.guard import Action
+from edgekit.compress.training.checkpointing import Cadence
+from edgekit.compress.training.schedule import ScheduleConfig
 from edgekit.errors import UsageError, did_you_mean
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -36,7 +36,7 @@ class AugmentConfig(_Frozen):
         flip: probability of a horizontal flip.
         brightness, contrast, saturation: factors are drawn from [1 − x, 1 + x].
         erase: probability that a rectangle of 2–20 % of the area is set to the mean (student only).
-        randaugment: operations per view (`edgekit.compress.randaugment`); 0 is off.
+        randaugment: operations per view (`edgekit.compress.pictures.randaugment`); 0 is off.
         magnitude: of these operations, 0 to 30.
     """
 
@@ -68,8 +68,8 @@ class FitConfig(_Frozen):
         accumulate: micro-batches that a step is computed in, one after the other, to save memory. Their weighted
             gradients sum to the whole batch's; batch norm sees each micro-batch alone, so with it the result differs.
         lr: peak learning rate.
-        optimizer: "adamw"; "muon" (`edgekit.compress.muon`), AdamW with orthogonal updates of matrices; or "sgd" with
-            `momentum`, and Nesterov's where `nesterov`. `betas` are AdamW's.
+        optimizer: "adamw"; "muon" (`edgekit.compress.training.muon`), AdamW with orthogonal updates of matrices; or
+            "sgd" with `momentum`, and Nesterov's where `nesterov`. `betas` are AdamW's.
         weight_decay: decoupled with AdamW, L2 with SGD; not applied to biases, norms and other vectors when
             `decay_matrices_only`.
         schedule: learning-rate factor over time.
@@ -83,11 +83,11 @@ class FitConfig(_Frozen):
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         channels_last: memory format of the pictures and weights; faster convolutions on CPUs and tensor cores.
         checkpoint_every: save within epochs, too: every "200" steps, "60s" or "5m"; None saves at their ends only.
-        guard: what to do at serious trouble (`edgekit.compress.guard`): "warn", "rollback" to the last good state with
-            half the rate, or "stop".
+        guard: what to do at serious trouble (`edgekit.compress.guard.guard`): "warn", "rollback" to the last good state
+            with half the rate, or "stop".
         patience: evaluations without a better metric after which training ends; 0 is off.
         tensorboard: write TensorBoard events to the run folder, too.
-        allow_restarts: train even where the planned rate jumps up after warm-up (`edgekit.compress.plan_ahead`).
+        allow_restarts: train even where the planned rate jumps up after warm-up (`edgekit.compress.guard.plan_ahead`).
     """
 
     epochs: int = Field(default=20, ge=1)
@@ -133,8 +133,8 @@ class FitConfig(_Frozen):
 class Recipe(_Frozen):
     """A distillation recipe: loss weights, optimisation, augmentation.
 
-    The loss is α·feature + β·response + γ·task (`edgekit.compress.losses`), and where they are asked for losses over
-    the pairs of a batch (`edgekit.compress.relations`).
+    The loss is α·feature + β·response + γ·task (`edgekit.compress.distill.losses`), and where they are asked for losses
+    over the pairs of a batch (`edgekit.compress.distill.relations`).
 
     Attributes:
         alpha, beta, gamma: weights of the feature, response and task losses.

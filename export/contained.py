@@ -53,7 +53,7 @@ def call_contained(
             raise LoadError(f"the child process was stopped: no answer within {timeout_s:g} s") from e
         answer = Path(folder) / "answer.json"
         if done.returncode != 0 or not answer.is_file():
-            raise LoadError(f"the child process {_death(done.returncode, done.stderr)}")
+            raise LoadError(f"the child process {how_it_ended(done.returncode, done.stderr)}")
         return _open_answer(json.loads(answer.read_text()))
 
 
@@ -66,7 +66,7 @@ def _open_answer(answer: dict[str, Any]) -> Any:
     raise error
 
 
-def _death(code: int, stderr: bytes) -> str:
+def how_it_ended(code: int, stderr: bytes) -> str:
     """Say how a child ended: by which signal, or with which last words."""
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -75,20 +75,21 @@ def _death(code: int, stderr: bytes) -> str:
     return f"ended with code {code}" + (f": {printable(lines[-1], 300)}" if lines else "")
 
 
-def _limit_memory(limit: int) -> None:
+def limit_memory(limit_bytes: int) -> None:
+    """Have the system refuse this process more private memory than that, where it can (Linux)."""
     try:
         import resource
     except ImportError:  # Windows
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard == resource.RLIM_INFINITY or hard > limit:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    if hard == resource.RLIM_INFINITY or hard > limit_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
 
 
 def _serve(folder: Path) -> None:
     """Do what `request.json` asks for and write `answer.json`. Only the parent writes requests: its own code is run."""
     request = json.loads((folder / "request.json").read_text())
-    _limit_memory(request["memory_bytes"])
+    limit_memory(request["memory_bytes"])
     module, _, name = request["function"].partition(":")
     try:
         answer = {"result": getattr(importlib.import_module(module), name)(*request["arguments"])}

@@ -45,7 +45,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 Encode = Callable[[Tensor], Tensor]
 Through = Callable[[Encode, Tensor], Tensor]
-"""How a batch goes through a tower: at once, or in chunks (`edgekit.compress.gradcache`)."""
+"""How a batch goes through a tower: at once, or in chunks (`edgekit.compress.clip.gradcache`)."""
 Tower = Literal["image", "text"]
 _INITIAL_SCALE: Mapping[ContrastiveLoss, float] = {"infonce": 1 / 0.07, "sigmoid": 10.0}
 _MAX_SCALE = 100.0

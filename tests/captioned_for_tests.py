@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.compress.clip_recipe import load_clip_recipe
-from edgekit.compress.train_clip import TrainClipConfig, train_clip
+from edgekit.compress.clip.recipe import load_clip_recipe
+from edgekit.compress.clip.train import TrainClipConfig, train_clip
 from edgekit.demo.drawings import write_drawings
 from edgekit.terminal import Terminal
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import atomic
-from edgekit.compress.randomness import sample_ids
 from edgekit.compress.recipe import AugmentConfig
+from edgekit.compress.training.randomness import sample_ids
 from edgekit.errors import LoadError, UsageError
 from edgekit.listing import name_some
 from edgekit.preprocess import Preprocess

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.compress.pictures.views import VIEW_FIELDS, Views
 from edgekit.compress.store.format import Manifest, Shard, Split, read_manifest
 from edgekit.compress.store.mapped import MappedTensors, file_sha256
-from edgekit.compress.views import VIEW_FIELDS, Views
 from edgekit.errors import LoadError
 
 _ROW_BITS = 32

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekit.compress.views import Views, retouch
+from edgekit.compress.pictures.views import Views, retouch
 from edgekit.models.teacher import Teacher
 from edgekit.preprocess import Preprocess, fit_pixels
 

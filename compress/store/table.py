@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.compress.pictures.views import Views
 from edgekit.compress.store.format import Split
 from edgekit.compress.store.reader import TeacherStore
-from edgekit.compress.views import Views
 from edgekit.errors import DataError
 from edgekit.listing import name_some
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekit.compress.randomness import sample_ids
+from edgekit.compress.pictures.views import VIEW_FIELDS, Views, draw_views
 from edgekit.compress.store.format import (
     Split,
     StoreKey,
@@ -31,7 +31,7 @@ from edgekit.compress.store.format import (
 from edgekit.compress.store.reader import TeacherStore
 from edgekit.compress.store.sight import cut_views, plain_and_flipped, say
 from edgekit.compress.store.writer import StoreWriter, find_scores, writing
-from edgekit.compress.views import VIEW_FIELDS, Views, draw_views
+from edgekit.compress.training.randomness import sample_ids
 from edgekit.data import Sample
 from edgekit.images import ImageError, rgb_of
 from edgekit.models.teacher import Teacher

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import atomic
-from edgekit.compress.run_lock import locked
 from edgekit.compress.store.format import (
     LOCK,
     ClassScores,
@@ -28,6 +27,7 @@ from edgekit.compress.store.format import (
     read_manifest,
 )
 from edgekit.compress.store.reader import TeacherStore
+from edgekit.compress.training.run_lock import locked
 from edgekit.models.teacher import Teacher
 
 

@@ -107,9 +107,9 @@ def distill(**options: Any) -> None:
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.compress.distill import distill as run_distill
-    from edgekit.compress.distill_config import DistillConfig
-    from edgekit.compress.processes import joined
+    from edgekit.compress.distill.config import DistillConfig
+    from edgekit.compress.distill.run import distill as run_distill
+    from edgekit.compress.parallel.processes import joined
     from edgekit.compress.recipe import load_recipe
     from edgekit.models.prompts import TEMPLATES
 

@@ -102,7 +102,7 @@ def _pairs(options: Mapping[str, Any], terminal: Terminal) -> tuple[Any, Any, An
         stored = read_pairs(folder)
         return stored.images, stored.texts, stored.owner, stored.source
 
-    from edgekit.compress.clip_pairs import PairsConfig, embed_captions
+    from edgekit.compress.clip.pairs import PairsConfig, embed_captions
 
     names = ("data", "pictures", "val_fraction", "everything", "device")
     found = embed_captions(PairsConfig(options["model"], **{name: options[name] for name in names}), terminal)

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from edgekit.chart import Line, canvas_for, chart
 from edgekit.cli.options import EXISTING, make_terminal, talk_options
 from edgekit.cli.schedule_options import SCHEDULE_NAMES, schedule_config, schedule_parameters
-from edgekit.compress.forecast import Estimate, Forecast, Reached, percent
-from edgekit.compress.forecast import forecast as make_forecast
-from edgekit.compress.forecast_timeline import Question
-from edgekit.compress.metrics_reader import FloatSeries, MetricsTable, read_metrics
-from edgekit.compress.schedule import ScheduleConfig, ScheduleName
+from edgekit.compress.forecast.forecast import Estimate, Forecast, Reached, percent
+from edgekit.compress.forecast.forecast import forecast as make_forecast
+from edgekit.compress.forecast.metrics_reader import FloatSeries, MetricsTable, read_metrics
+from edgekit.compress.forecast.timeline import Question
+from edgekit.compress.training.schedule import ScheduleConfig, ScheduleName
 from edgekit.errors import EXIT_OK, DataError, UsageError, did_you_mean
 from edgekit.terminal import Terminal, print_json
 
@@ -69,7 +69,7 @@ def forecast(
     epochs, values = table.series(question.metric)
     _show(terminal, answer, epochs, values)
     if options["png"] is not None:
-        from edgekit.compress.forecast_plot import plot_forecast
+        from edgekit.compress.forecast.plot import plot_forecast
 
         plot_forecast(answer, epochs, values, options["png"])
         terminal.say(f"wrote {options['png']}")

@@ -28,8 +28,8 @@ def plot(runs: tuple[Path, ...], output: Path | None, overwrite: bool, **options
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
     from edgekit.atomic import refuse_existing
-    from edgekit.compress.history import read_history
-    from edgekit.compress.run_plots import MOST_RUNS, plot_runs
+    from edgekit.compress.show.run_plots import MOST_RUNS, plot_runs
+    from edgekit.compress.training.history import read_history
 
     if len(runs) > MOST_RUNS:
         raise UsageError(f"{len(runs)} runs in one picture cannot be told apart; give {MOST_RUNS} at most")

@@ -112,7 +112,7 @@ def _read(inputs: Sequence[str], terminal: Terminal, *, audit: bool) -> _Found:
 def _training(run: Path) -> Training:
     """Read a run's facts and curves."""
     from edgekit.bench.report import Training
-    from edgekit.compress.metrics_reader import read_metrics
+    from edgekit.compress.forecast.metrics_reader import read_metrics
 
     file = run / "run.json"
     try:

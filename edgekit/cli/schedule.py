@@ -10,7 +10,7 @@ import click
 from edgekit.chart import Line, canvas_for, chart
 from edgekit.cli.options import EXISTING, make_terminal, talk_options
 from edgekit.cli.schedule_options import SCHEDULE_NAMES, schedule_config, schedule_parameters
-from edgekit.compress.schedule import ScheduleName, factor, planned_jumps
+from edgekit.compress.training.schedule import ScheduleName, factor, planned_jumps
 from edgekit.errors import EXIT_OK
 from edgekit.terminal import print_json
 
@@ -41,7 +41,7 @@ def schedule(
     if name == "plateau":
         terminal.say("plateau follows the validation metric while training; planned is its base rate")
     if png is not None:
-        from edgekit.compress.forecast_plot import plot_schedule
+        from edgekit.compress.forecast.plot import plot_schedule
 
         plot_schedule(config, epochs, lr, png)
         terminal.say(f"wrote {png}")

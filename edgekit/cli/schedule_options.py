@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 import click
 from pydantic import ValidationError
 
-from edgekit.compress.schedule import ScheduleConfig, ScheduleName, reads
+from edgekit.compress.training.schedule import ScheduleConfig, ScheduleName, reads
 from edgekit.errors import UsageError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -51,9 +51,9 @@ def teach(**options: Any) -> None:
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.compress.distill_config import DistillConfig
+    from edgekit.compress.distill.config import DistillConfig
     from edgekit.compress.recipe import load_recipe
-    from edgekit.compress.teach_command import teach_data
+    from edgekit.compress.store.command import teach_data
     from edgekit.models.prompts import TEMPLATES
 
     changes = {"views": options["views"], "fit": {"seed": options["seed"], "device": options["device"]}}

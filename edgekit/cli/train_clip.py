@@ -15,7 +15,7 @@ from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_opt
 from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
-    from edgekit.compress.clip_recipe import ClipRecipe
+    from edgekit.compress.clip.recipe import ClipRecipe
 
 _FIT = ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision", "schedule", *GUARD_FIELDS)
 _RECIPE = ("image_size", "vision", "loss", "chunk_size", "checkpoint_blocks", "freeze_vision", "select")
@@ -82,9 +82,9 @@ def train_clip(**options: Any) -> None:
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.compress.run_folder import RunFolder
-    from edgekit.compress.train_clip import TrainClipConfig
-    from edgekit.compress.train_clip import train_clip as run_training
+    from edgekit.compress.clip.train import TrainClipConfig
+    from edgekit.compress.clip.train import train_clip as run_training
+    from edgekit.compress.training.run_folder import RunFolder
 
     output = Path(options["output"])
     config = TrainClipConfig(
@@ -110,8 +110,8 @@ def train_clip(**options: Any) -> None:
 
 def _recipe(options: Mapping[str, Any]) -> ClipRecipe:
     """Return the recipe that the options ask for: by name, or that of the run that this one begins from."""
-    from edgekit.compress.clip_recipe import load_clip_recipe, with_changes
-    from edgekit.compress.train_clip import recipe_of_run
+    from edgekit.compress.clip.recipe import load_clip_recipe, with_changes
+    from edgekit.compress.clip.train import recipe_of_run
 
     changes = {name: options[name] for name in (*_RECIPE, "context_length")}
     changes["tokenizer"] = "characters" if options["tokenizer"] == "chars" else options["tokenizer"]

@@ -15,7 +15,7 @@ from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_opt
 from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
-    from edgekit.compress.image_recipe import ImageRecipe
+    from edgekit.compress.image.recipe import ImageRecipe
 
 _NOTES = "edgekit.origin-config"
 _FIT = (
@@ -30,7 +30,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is None or path.suffix != ".json":
         set_defaults(ctx, param, path)
         return
-    from edgekit.compress.origin_config import read_origin_config
+    from edgekit.compress.image.origin_config import read_origin_config
 
     origin = read_origin_config(path)
     ctx.meta[_NOTES] = [f"{path}: {note}" for note in origin.notes()]
@@ -101,9 +101,9 @@ def train_image(**options: Any) -> None:
     for note in click.get_current_context().meta.get(_NOTES, []):
         terminal.warn(note)
 
-    from edgekit.compress.run_folder import RunFolder
-    from edgekit.compress.train_image import TrainImageConfig
-    from edgekit.compress.train_image import train_image as run_training
+    from edgekit.compress.image.train import TrainImageConfig
+    from edgekit.compress.image.train import train_image as run_training
+    from edgekit.compress.training.run_folder import RunFolder
 
     names = ("data", "weights", "init_from", "val_fraction", "max_broken", "embed_dim")
     config = TrainImageConfig(
@@ -124,7 +124,7 @@ def train_image(**options: Any) -> None:
 
 
 def _recipe(options: Mapping[str, Any]) -> ImageRecipe:
-    from edgekit.compress.image_recipe import image_recipe
+    from edgekit.compress.image.recipe import image_recipe
 
     fit: dict[str, Any] = {name: options[name] for name in _FIT}
     fit["schedule"] = {field: options[option] for option, field in _SCHEDULE.items()}

@@ -72,9 +72,9 @@ def train_text(**options: Any) -> None:
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.compress.text_recipe import load_text_recipe
-    from edgekit.compress.train_text import TextConfig
-    from edgekit.compress.train_text import train_text as run_training
+    from edgekit.compress.text.recipe import load_text_recipe
+    from edgekit.compress.text.train import TextConfig
+    from edgekit.compress.text.train import train_text as run_training
     from edgekit.text_files import TextFiles
 
     fit: dict[str, Any] = {name: options[name] for name in _FIT}

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from edgekit import atomic
-from edgekit.compress.distill import distill
-from edgekit.compress.distill_config import DistillConfig
+from edgekit.compress.distill.config import DistillConfig
+from edgekit.compress.distill.run import distill
 from edgekit.compress.recipe import load_recipe
 from edgekit.data import Sample, load_dataset
 from edgekit.demo.drawings import write_drawings

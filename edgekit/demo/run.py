@@ -13,17 +13,17 @@ from edgekit.bench.results import BenchReport
 from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.table import render_markdown, render_terminal
 from edgekit.captions import load_captions
-from edgekit.compress.clip_task import CLIP_DEMO, ClipData, ClipTask, build_clip
-from edgekit.compress.distill import distill
-from edgekit.compress.distill_config import DistillConfig
-from edgekit.compress.distill_data import STORE_SCALE
-from edgekit.compress.distill_report import DistillSummary
-from edgekit.compress.loop import fit
-from edgekit.compress.pixels import decode_eval, decode_train
-from edgekit.compress.plots import plot_run
-from edgekit.compress.progress import TrainingDisplay
+from edgekit.compress.clip.task import CLIP_DEMO, ClipData, ClipTask, build_clip
+from edgekit.compress.distill.config import DistillConfig
+from edgekit.compress.distill.data import STORE_SCALE
+from edgekit.compress.distill.report import DistillSummary
+from edgekit.compress.distill.run import distill
+from edgekit.compress.pictures.pixels import decode_eval, decode_train
 from edgekit.compress.recipe import load_recipe
-from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.show.plots import plot_run
+from edgekit.compress.show.progress import TrainingDisplay
+from edgekit.compress.training.loop import fit
+from edgekit.compress.training.run_folder import RunFolder
 from edgekit.data import load_dataset
 from edgekit.demo.clock import Clock
 from edgekit.demo.drawings import DrawnSet, write_drawings

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgekit.cli.main import run
 from edgekit.compress.recipe import load_recipe
-from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.training.run_folder import RunFolder
 from edgekit.data import load_dataset
 from edgekit.models.checkpoint import load_student
 from edgekit.models.teacher_record import read_record

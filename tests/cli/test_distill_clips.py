@@ -12,7 +12,7 @@ import pytest
 from edgekit.cli.main import run
 from edgekit.clips import load_clips
 from edgekit.compress.recipe import load_recipe
-from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.training.run_folder import RunFolder
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.golden import read_golden
 from edgekit.export.manifest import GOLDEN_FILE, read_manifest

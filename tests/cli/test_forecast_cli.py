@@ -14,7 +14,7 @@ from edgekit.chart import Canvas, Line, chart
 from edgekit.cli.forecast import forecast
 from edgekit.cli.main import run
 from edgekit.cli.schedule import schedule
-from edgekit.compress.schedule import ScheduleConfig, factor
+from edgekit.compress.training.schedule import ScheduleConfig, factor
 
 LOGS = Path(__file__).parents[1] / "compress" / "logs"
 RESTARTS = LOGS / "held_out" / "rotation_cnn_sgd_cosine-restarts_26.csv"

@@ -162,7 +162,7 @@ def on_a_terminal(code: str, **environment: str) -> str:
 
 SHOW = """
 from edgekit.terminal import Terminal
-from edgekit.compress.progress import TrainingDisplay
+from edgekit.compress.show.progress import TrainingDisplay
 Terminal().warn("careful [not] markup")
 display = TrainingDisplay(Terminal())
 display.start(2, 10)

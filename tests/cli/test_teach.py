@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.cli.main import run
-from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.training.run_folder import RunFolder
 from tests.cli.commands_for_tests import SMALL, draw_colours, one_error_line
 from tests.teachers_for_tests import ColourNet, onnx_teacher, register_tiny_clip, tiny_clip_weights
 

@@ -10,7 +10,7 @@ import torch
 from commands_for_tests import ALONE, SMALL, draw_colours, one_error_line
 
 from edgekit.cli.main import run
-from edgekit.compress.run_folder import RunFolder
+from edgekit.compress.training.run_folder import RunFolder
 from edgekit.models.checkpoint import load_student
 
 Capture = pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgekit.compress.ema import Ema
+from edgekit.compress.training.ema import Ema
 from edgekit.errors import LoadError
 from edgekit.models.checkpoint import STUDENT_FILE, load_student, save_student, student_file
 from edgekit.models.spec import StudentSpec

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgekit.compress.contrastive import CONTRASTIVE_LOSSES
+from edgekit.compress.clip.contrastive import CONTRASTIVE_LOSSES
 from edgekit.errors import LoadError, UsageError
 from edgekit.models.clip import CLIP_FILE, Clip, ClipSpec, load_clip, save_clip
 from edgekit.models.tokenizer import CharacterTokenizer, clip_tokenizer

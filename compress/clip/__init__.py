@@ -1,0 +1,1 @@
+"""CLIP from scratch: image-text contrastive training."""

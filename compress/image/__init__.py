@@ -1,0 +1,1 @@
+"""Image classifiers on labels alone; their result is also a teacher."""

@@ -1,0 +1,232 @@
+"""Training an image classifier from start to end: labelled pictures, a timm backbone, the one loop, summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from edgekit.atomic import refuse_existing
+from edgekit.compress.guard.plan_ahead import refuse_restarts
+from edgekit.compress.image.recipe import ImageRecipe
+from edgekit.compress.image.task import ImageTask
+from edgekit.compress.parallel.single_process import refuse_several
+from edgekit.compress.pictures.pixels import PixelStore, decode_eval, decode_train
+from edgekit.compress.show.progress import TrainingDisplay
+from edgekit.compress.show.run_plots import plot_runs
+from edgekit.compress.training.changed_settings import Allowed, refuse_changes, refuse_other_data
+from edgekit.compress.training.history import read_history
+from edgekit.compress.training.loop import FitResult, fit
+from edgekit.compress.training.phases import EarlierPhase, load_phase, take_over
+from edgekit.compress.training.run_folder import RunFolder
+from edgekit.compress.training.run_lock import locked, refuse_locked
+from edgekit.data import ImageDataset, check_broken, load_dataset
+from edgekit.errors import UsageError, did_you_mean
+from edgekit.interval import wilson
+from edgekit.models.complexity import measure_complexity
+from edgekit.models.spec import StudentSpec
+from edgekit.models.student import Student, build_student, student_preprocess
+from edgekit.terminal import Terminal, human_bytes, human_count, percent
+
+STORE_SCALE = 1.25
+"""Training pictures are kept a little larger than the net's input, so that crops need not be blown up much."""
+
+
+@dataclass(frozen=True)
+class TrainImageConfig:
+    """What classifier to train on what.
+
+    Attributes:
+        data: folder or CSV (`edgekit.data.load_dataset`).
+        output: the run folder.
+        recipe: loss, augmentation, optimisation.
+        model: timm name; one with a tag starts from timm's hub weights.
+        image_size: side of the input in pixels.
+        embed_dim: width of the embedding between backbone and classes, which a student of this teacher learns.
+        weights: local weights that the backbone starts from.
+        init_from: run folder or checkpoint whose classifier this run trains on, as its next phase.
+        val_fraction: where the data has no validation split of its own.
+        max_broken: share of unreadable pictures that is tolerated.
+    """
+
+    data: Path
+    output: Path
+    recipe: ImageRecipe
+    model: str = "resnet50"
+    image_size: int = 224
+    embed_dim: int = 512
+    weights: Path | None = None
+    init_from: Path | None = None
+    val_fraction: float | None = None
+    max_broken: float = 0.01
+
+    def check(self) -> None:
+        """Refuse what cannot work, before any work is done.
+
+        Raises:
+            UsageError: an unknown model, or options that exclude each other.
+        """
+        base = self.model.partition(".")[0]
+        if not timm.is_model(base):
+            raise UsageError(f"--model '{self.model}' is not a timm model; {did_you_mean(base, timm.list_models())}")
+        if self.init_from is not None and self.weights is not None:
+            raise UsageError("--init-from and --weights exclude each other; give one")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved settings, for config.yaml."""
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        return {**plain, "recipe": self.recipe.model_dump(mode="json")}
+
+
+def train_image(
+    config: TrainImageConfig,
+    terminal: Terminal,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    allow_change: Collection[Allowed] = (),
+) -> FitResult:
+    """Train a classifier and leave a run folder that export, bench and `distill --teacher` take.
+
+    Args:
+        config: what to train.
+        terminal: shows it.
+        overwrite: replace a run that is there.
+        resume: continue a run that is there; begin one where none is.
+        allow_change: what may differ from the settings that a resumed run was begun with.
+
+    Raises:
+        EdgekitError: any of the errors that data, net and training name.
+    """
+    config.check()
+    refuse_several("train image")
+    run, recipe = RunFolder(config.output), config.recipe
+    refuse_locked(run.path)
+    resume = resume and run.facts_path.is_file()
+    changes = refuse_changes(run, config.to_dict(), allow_change) if resume else []
+    if not resume:
+        refuse_existing(config.output, overwrite=overwrite)
+    dataset = _labelled(load_dataset(config.data, val_fraction=config.val_fraction, seed=recipe.fit.seed), terminal)
+    if not resume:
+        refuse_restarts(recipe.fit, max(1, round(len(dataset.train) / recipe.fit.batch_size)))
+    earlier = load_phase(config.init_from) if config.init_from is not None else None
+    net = _build(config, dataset, earlier)
+    train, val, dataset = _decode(config, dataset, net, terminal)
+    facts = _data_facts(dataset, train, val)
+    with locked(run.path):
+        if resume:
+            refuse_other_data(run, facts)
+            for change in changes:
+                terminal.warn(f"resumed with another setting: {change}")
+            run.write_config(config.to_dict())
+        else:
+            _begin(run, config, facts, net, earlier)
+        _announce(terminal, config, dataset, run)
+        task = ImageTask(net, recipe, train, val)
+        result = fit(task, recipe.fit, run, display=TrainingDisplay(terminal), resume=resume)
+        _summarise(run, task, result, terminal)
+        return result
+
+
+def _labelled(dataset: ImageDataset, terminal: Terminal) -> ImageDataset:
+    """Leave out the training pictures without label, which nothing here learns from."""
+    kept = tuple(sample for sample in dataset.train if sample.label is not None)
+    if left := len(dataset.train) - len(kept):
+        terminal.warn(f"{left} training pictures have no label and are left out; distill would learn from them")
+    return replace(dataset, train=kept)
+
+
+def _build(config: TrainImageConfig, dataset: ImageDataset, earlier: EarlierPhase | None) -> Student:
+    arch, _, tag = config.model.partition(".")
+    contract = student_preprocess(config.model, config.image_size)
+    spec = StudentSpec(arch, config.embed_dim, dataset.classes, contract)
+    torch.manual_seed(config.recipe.fit.seed)
+    net = build_student(spec, weights=config.weights, pretrained=config.model if tag else None)
+    if earlier is not None:
+        take_over(net, earlier)
+    return net
+
+
+def _decode(
+    config: TrainImageConfig, dataset: ImageDataset, net: Student, terminal: Terminal
+) -> tuple[PixelStore, PixelStore, ImageDataset]:
+    scratch, total = config.output.parent, len(dataset.train) + len(dataset.val)
+    contract = net.spec.preprocess
+    with terminal.bar("reading pictures", total) as advance:
+        size = math.ceil(contract.image_size * STORE_SCALE)
+        train = decode_train(dataset.train, size, scratch=scratch, advance=advance)
+        val = decode_eval(dataset.val, contract, scratch=scratch, advance=advance)
+    broken = train.broken | val.broken
+    check_broken(broken, total, config.max_broken)
+    for reason in broken.values():
+        terminal.warn(f"skipped: {reason}")
+    return train, val, dataset.without(broken.keys())
+
+
+def _data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> dict[str, Any]:
+    return {
+        "root": str(dataset.root),
+        "fingerprint": dataset.fingerprint(),
+        "classes": list(dataset.classes),
+        "train": len(train.samples),
+        "labelled": len(train.samples),
+        "val": len(val.samples),
+        "broken": sorted({*train.broken, *val.broken}),
+    }
+
+
+def _begin(
+    run: RunFolder, config: TrainImageConfig, data: dict[str, Any], net: Student, earlier: EarlierPhase | None
+) -> None:
+    """Write what is known before the first step; take away what a replaced run left."""
+    left = (run.metrics_path, run.history_path, run.path / ImageTask.checkpoint_name, run.facts_path)
+    for path in (*left, *run.path.glob("tensorboard/events*")):
+        path.unlink(missing_ok=True)
+    cost = measure_complexity(net, net.spec.image_size)
+    student = {
+        "arch": net.spec.arch,
+        "image_size": net.spec.image_size,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "size_bytes": cost.size_bytes,
+    }
+    facts = {"kind": "image", "seed": config.recipe.fit.seed, "data": data, "teacher": None, "student": student}
+    run.create(config.to_dict(), facts if earlier is None else {**facts, "init_from": earlier.facts})
+    if earlier is not None and earlier.history:
+        run.write_history(earlier.history)
+
+
+def _announce(terminal: Terminal, config: TrainImageConfig, dataset: ImageDataset, run: RunFolder) -> None:
+    student, fit_config = run.facts()["student"], config.recipe.fit
+    terminal.say(f"data     {len(dataset.train)} train, {len(dataset.val)} val, {len(dataset.classes)} classes")
+    terminal.say(
+        f"model    {student['arch']} at {student['image_size']} px: {human_count(student['parameters'])} parameters, "
+        f"{human_count(student['macs'])} MACs, {human_bytes(student['size_bytes'])}"
+    )
+    terminal.say(
+        f"training {fit_config.optimizer}, batches of {fit_config.batch_size}, peak rate {fit_config.lr:g}, "
+        f"{fit_config.schedule.name} over {fit_config.epochs} epochs"
+    )
+
+
+def _summarise(run: RunFolder, task: ImageTask, result: FitResult, terminal: Terminal) -> None:
+    """Record the result, draw it with its earlier phases, and show it."""
+    count = len(task.val.samples)
+    summary: dict[str, Any] = {"best_epoch": result.best_epoch, "last_val_acc": result.last, "seconds": result.seconds}
+    if result.best_epoch:
+        interval = wilson(round(result.best * count), count)
+        summary |= {"val_acc": result.best, "val_acc_low": interval.low, "val_acc_high": interval.high}
+        terminal.heading("Summary")
+        terminal.say(
+            f"best     {percent(result.best)} validation accuracy (95 %: {100 * interval.low:.1f}-"
+            f"{100 * interval.high:.1f}, n = {count}) at epoch {result.best_epoch}; last {percent(result.last)}"
+        )
+    run.update_facts({"summary": summary})
+    if result.rows:
+        plot_runs([read_history(run.path)], run.plots / "training.png", title=str(run.path))
+    terminal.say(f"run      {run.path}  ({result.seconds:.0f} s of training); export, bench and --teacher take it")

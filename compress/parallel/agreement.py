@@ -1,0 +1,66 @@
+"""Processes that train one model must have the same code, data and settings, or they are refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import edgekit.errors
+import edgekit.models
+from edgekit.compress.parallel.processes import Processes
+from edgekit.errors import UsageError
+
+
+def refuse_disagreement(processes: Processes, facts: Mapping[str, Any], what: str) -> None:
+    """Raise in all processes if `facts` are not the same in all of them.
+
+    Args:
+        processes: to compare.
+        facts: nested names → values.
+        what: the facts are, for the message.
+
+    Raises:
+        UsageError: naming the first that differs, and who has it otherwise.
+    """
+    if processes.world == 1:
+        return
+    everyone = processes.gather(_flat(facts))
+    for rank, theirs in enumerate(everyone):
+        for name in sorted((everyone[0].keys() | theirs.keys()) - {"data.root"}):
+            ours, other = everyone[0].get(name), theirs.get(name)
+            if ours != other:
+                raise UsageError(
+                    f"the processes disagree on {what}: {name} is {ours} in process 0 and {other} in process {rank}. "
+                    f"Start all of them with the same command, the same data and the same edgekit"
+                )
+
+
+def code_facts() -> dict[str, str]:
+    """Return what says which code runs here: versions, and a hash of edgekit's training code itself."""
+    digest = hashlib.sha256()
+    for module in (__file__, edgekit.models.__file__, edgekit.errors.__file__):
+        for path in sorted(Path(str(module)).parent.glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return {
+        "version": metadata.version("edgekit"),
+        "source code": digest.hexdigest()[:16],
+        "version of torch": torch.__version__,
+    }
+
+
+def without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings without the paths, which may differ between machines; what lies there is compared."""
+    places = ("data", "output", "teacher_cache")
+    return {name: value for name, value in settings.items() if name not in places}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: str(value)}
+    return flat

@@ -1,0 +1,1 @@
+"""Pictures in memory or streamed, their augmented views, and batches of both."""

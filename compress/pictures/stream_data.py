@@ -1,0 +1,153 @@
+"""From tar shards and a teacher to what the distillation task reads: validation decoded, training streamed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgekit.compress.distill.config import DistillConfig
+from edgekit.compress.distill.data import STORE_SCALE, Prepared
+from edgekit.compress.distill.report import describe_teacher
+from edgekit.compress.distill.task import DistillData
+from edgekit.compress.parallel.processes import joined
+from edgekit.compress.pictures.pixels import Decoded, PixelStore, decode_rows
+from edgekit.compress.pictures.stream_source import StreamSource
+from edgekit.compress.store.format import content_digest, picture_ids
+from edgekit.compress.store.table import plain_rows
+from edgekit.compress.store.teach import Picture
+from edgekit.compress.store.teachers import Pictures, Said, ask, class_head
+from edgekit.data import Sample, check_broken
+from edgekit.errors import DataError, UsageError
+from edgekit.images import ImageError, rgb_of
+from edgekit.preprocess import Preprocess, fit_pixels
+from edgekit.shards import ShardDataset, ShardSplit
+from edgekit.tars import TarPicture, list_tar
+from edgekit.terminal import Terminal
+
+PROBED = 8192
+"""Labelled pictures that a linear probe is fitted on; the first ones, as shards are shuffled when they are written."""
+
+
+def prepare_stream(
+    config: DistillConfig, dataset: ShardDataset, contract: Preprocess, device: torch.device, terminal: Terminal
+) -> Prepared:
+    """Decode the validation shards and ask the teacher. Arguments and errors as `distill_data.prepare`."""
+    if config.teacher_embeddings is not None:
+        raise UsageError("--teacher-embeddings names whole files; with tar shards give --teacher or --teacher-store")
+    if config.teacher_mode == "online":
+        raise UsageError("--teacher-mode online with tar shards: the teacher runs once, into a store; leave it out")
+    total = len(dataset.train) + len(dataset.val)
+    check_broken(dataset.broken, total + len(dataset.broken), config.max_broken)
+    val, pictures = _decode_val(config, dataset, contract, terminal)
+    broken = {**dataset.broken, **val.broken}
+    check_broken(broken, total + len(dataset.broken), config.max_broken)
+    for reason in broken.values():
+        terminal.warn(f"skipped: {reason}")
+    facts = _facts(dataset, val, broken)
+    size = math.ceil(contract.image_size * STORE_SCALE)
+    said = None
+    if config.recipe.needs_teacher:
+        with joined().main_first():
+            said = ask(config, pictures_of_shards(dataset), device, terminal)
+    stores = None if said is None else said.stores
+    source = StreamSource(dataset, stores, config.recipe, contract, size=size, max_broken=config.max_broken)
+    if said is None:
+        return Prepared(DistillData(source, val, None, None), dataset, facts, None, None)
+    keys = [sample.key for sample in val.samples]
+    ids = _ids([pictures[sample.path] for sample in val.samples])
+    table = said.stores.table("val", keys, ids)
+    probed = _Probed(dataset, said)
+    head = class_head(said, config, dataset.classes, probed.of_teacher)
+    plain = plain_rows(table, len(keys))
+    described = describe_teacher(said.facts, said.stores.num_views, plain, head, val)
+    return Prepared(DistillData(source, val, plain, head), dataset, facts, described, table.embed_dim)
+
+
+def pictures_of_shards(dataset: ShardDataset) -> Pictures:
+    """Return what teachers are asked about: the pictures of the shards, one tar listed after the other."""
+    return Pictures(
+        lambda: _to_teach(dataset.train),
+        lambda: _to_teach(dataset.val),
+        len(dataset.train) + len(dataset.val),
+        dataset.classes,
+    )
+
+
+def _to_teach(split: ShardSplit) -> Iterator[Picture]:
+    for picture in _listed(split):
+        yield Picture(picture.key, picture.read)
+
+
+def _listed(split: ShardSplit) -> Iterator[TarPicture]:
+    for shard in split.shards:
+        yield from list_tar(shard.path).pictures
+
+
+def _ids(pictures: list[TarPicture]) -> NDArray[np.uint64]:
+    return picture_ids([p.key for p in pictures], [content_digest(p.read()) for p in pictures])
+
+
+def _decode_val(
+    config: DistillConfig, dataset: ShardDataset, contract: Preprocess, terminal: Terminal
+) -> tuple[PixelStore, dict[Path, TarPicture]]:
+    """Return the decoded validation pictures, and each by the path that stands for it (tar/key)."""
+    samples, pictures = [], {}
+    for picture in _listed(dataset.val):
+        label = dataset.label_of(picture.label)
+        if label is None:
+            raise DataError(f"{picture.tar}: the validation picture {picture.key} has no label (.cls)")
+        samples.append(Sample(picture.key, picture.tar / picture.key, label))
+        pictures[samples[-1].path] = picture
+
+    def fitted(path: Path) -> Decoded:
+        decoded = rgb_of(pictures[path].read(), str(path))
+        return fit_pixels(decoded, contract), decoded.width / decoded.height
+
+    side = contract.image_size
+    with terminal.bar("reading validation pictures", len(samples)) as advance:
+        val = decode_rows(samples, (side, side, 3), fitted, scratch=config.output.parent, advance=advance)
+    return val, pictures
+
+
+def _facts(dataset: ShardDataset, val: PixelStore, broken: dict[str, str]) -> dict[str, Any]:
+    return {
+        "root": str(dataset.root),
+        "fingerprint": dataset.fingerprint(),
+        "classes": list(dataset.classes),
+        "train": len(dataset.train),
+        "labelled": sum(shard.labelled for shard in dataset.train.shards),
+        "val": len(val.samples),
+        "shards": len(dataset.train.shards),
+        "broken": sorted(broken),
+    }
+
+
+@dataclass
+class _Probed:
+    """The pictures that linear probes are fitted on, read when a teacher without text encoder asks for them."""
+
+    dataset: ShardDataset
+    said: Said
+
+    def of_teacher(self, number: int) -> tuple[Tensor, Any]:
+        """Return labels and table of the first labelled pictures for one teacher."""
+        readable = []
+        for picture in islice((p for p in _listed(self.dataset.train) if p.label is not None), PROBED):
+            try:
+                rgb_of(picture.read(), picture.key, at_least=1)
+            except ImageError:
+                continue  # the teacher could not see it either
+            readable.append(picture)
+        readable.sort(key=lambda picture: picture.key)  # the probe's sums are those of a folder
+        labels = torch.tensor([self.dataset.label_of(picture.label) for picture in readable])
+        keys = [picture.key for picture in readable]
+        return labels, self.said.stores.one(number).table("train", keys, _ids(readable))

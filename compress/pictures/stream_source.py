@@ -1,0 +1,145 @@
+"""Training batches streamed from tar shards: memory does not grow with the number of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekit.compress.parallel.shares import WHOLE, Share, Split
+from edgekit.compress.pictures.pixels import squeeze_pixels
+from edgekit.compress.pictures.source import Batch, Decoded, Moment, epoch_views, make_batch
+from edgekit.compress.pictures.stream_order import BUFFER, Place, StreamOrder, in_steps, step_sizes
+from edgekit.compress.recipe import Recipe
+from edgekit.compress.store.format import content_digest, picture_ids
+from edgekit.compress.store.table import Stores
+from edgekit.compress.training.randomness import sample_ids
+from edgekit.data import check_broken
+from edgekit.errors import DataError
+from edgekit.images import ImageError, rgb_of
+from edgekit.preprocess import Preprocess
+from edgekit.shards import ShardDataset
+
+AHEAD = 4
+"""Batches that are being decoded while one is trained on."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A decoded picture: pixels (S, S, 3) uint8, width / height, and what tells its content."""
+
+    pixels: NDArray[np.uint8]
+    aspect: float
+    digest: bytes
+
+
+class StreamSource:
+    """Pictures of tar shards, read and decoded by worker threads a few batches ahead.
+
+    Where the buffer holds all pictures, batches are bit for bit those of `StoredSource` from the same files.
+
+    Args:
+        dataset: its training shards.
+        stores: what the teachers say; None trains without one.
+        recipe: batch size, seed, augmentation.
+        contract: the student's preprocessing.
+        size: side of the square that a picture is squeezed to, in pixels.
+        max_broken: share of unreadable pictures that is tolerated; they are left out of their batches.
+        buffer: pictures that are shuffled together.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        stores: Stores | None,
+        recipe: Recipe,
+        contract: Preprocess,
+        *,
+        size: int,
+        max_broken: float = 0.01,
+        buffer: int = BUFFER,
+    ) -> None:
+        self.dataset, self.stores, self.recipe, self.contract = dataset, stores, recipe, contract
+        self.size, self.max_broken = size, max_broken
+        self.broken: dict[str, str] = dict(dataset.broken)
+        self._order = StreamOrder(dataset.train.shards, recipe.fit.seed, buffer)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch; their sizes differ by one at most."""
+        return max(1, round(len(self.dataset.train) / self.recipe.fit.batch_size))
+
+    def batches(self, epoch: int, device: torch.device, start: int = 0, split: Split = WHOLE) -> Iterator[Batch]:
+        """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch, split) alone.
+
+        Raises:
+            UsageError: the steps are too small to be divided so.
+            DataError: too many pictures cannot be read, or the store does not know one.
+        """
+        sizes = step_sizes(len(self.dataset.train), self.steps_per_epoch)
+        split.refuse_too_small(int(sizes[-1]))
+        moment = Moment(self.recipe, self.contract, epoch, device)
+        places = self._order.epoch(epoch, int(sizes[:start].sum()))
+        pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+        waiting: deque[tuple[list[Place], list[Future[_Picture | None]], Share | None]] = deque()
+        try:
+            for step in in_steps(places, sizes[start:].tolist(), lambda place: place.key):
+                labels = self._labels(step)
+                for rows in split.parts(np.arange(len(step))):
+                    part = [step[row] for row in rows]
+                    share = None if split.whole else Share.of(labels[rows], labels)
+                    waiting.append((part, [pool.submit(self._decode, place) for place in part], share))
+                    if len(waiting) > AHEAD:
+                        yield self._batch(*waiting.popleft(), moment)
+            while waiting:
+                yield self._batch(*waiting.popleft(), moment)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _labels(self, places: list[Place]) -> NDArray[np.int64]:
+        known = (None if p.picture is None else self.dataset.label_of(p.picture.label) for p in places)
+        return np.array([-1 if label is None else label for label in known], np.int64)
+
+    def _decode(self, place: Place) -> _Picture | None:
+        if place.picture is None:
+            self.broken[place.key] = f"{place.shard.path}: picture {place.number} of the shard is not there"
+            return None
+        try:
+            content = place.picture.read()
+            picture = rgb_of(content, f"{place.shard.path}:{place.key}", at_least=self.size)
+        except ImageError as e:
+            self.broken[place.key] = str(e)
+            return None
+        digest = content_digest(content) if self.stores is not None else b""
+        return _Picture(squeeze_pixels(picture, self.size), picture.width / picture.height, digest)
+
+    def _batch(
+        self,
+        places: list[Place],
+        futures: list[Future[_Picture | None]],
+        share: Share | None,
+        moment: Moment,
+    ) -> Batch:
+        pairs = [(place, future.result()) for place, future in zip(places, futures, strict=True)]
+        check_broken(self.broken, len(self.dataset.train) + len(self.dataset.val), self.max_broken)
+        good = [(place, picture) for place, picture in pairs if picture is not None]
+        if not good:
+            raise DataError(f"none of the {len(places)} pictures of a batch can be read, e.g. {places[0].key}")
+        keys = [place.key for place, _ in good]
+        said = None
+        if self.stores is not None:
+            ids = picture_ids(keys, [picture.digest for _, picture in good])
+            said = (self.stores.table("train", keys, ids), np.arange(len(keys)))
+        decoded = Decoded(
+            np.stack([picture.pixels for _, picture in good]),
+            sample_ids(keys),
+            np.array([picture.aspect for _, picture in good], np.float32),
+            self._labels([place for place, _ in good]),
+        )
+        return make_batch(decoded, epoch_views(decoded, said, moment), moment, share)

@@ -1,0 +1,82 @@
+"""A second phase of training: begin from the student of an earlier run, whose history joins this one's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.compress.training.run_folder import RunFolder
+from edgekit.errors import UsageError
+from edgekit.models.checkpoint import load_student
+from edgekit.models.spec import StudentSpec
+from edgekit.models.student import Student
+
+
+@dataclass(frozen=True)
+class EarlierPhase:
+    """What a new run takes over.
+
+    Attributes:
+        student: the best checkpoint of the earlier run.
+        facts: for run.json.
+        history: epoch rows of all earlier phases up to that checkpoint, each with its phase number.
+    """
+
+    student: Student
+    facts: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+def load_phase(run: Path) -> EarlierPhase:
+    """Read the run folder, or a checkpoint file without a history, that a new phase starts from.
+
+    Raises:
+        LoadError: it holds no student.
+    """
+    student = load_student(run)
+    facts, history = earlier_epochs(run)
+    return EarlierPhase(student, facts, history)
+
+
+def earlier_epochs(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what run.json says of the run that a phase starts from, and the epoch rows of all phases up to its best.
+
+    A checkpoint file has no history.
+    """
+    if not run.is_dir():
+        return {"run": str(run)}, []
+    folder = RunFolder(run)
+    rows = [row for row in folder.read_metrics() if row["kind"] == "epoch"]
+    best = max((row["epoch"] for row in rows if row.get("best")), default=0)
+    before = folder.read_history()
+    number = 1 + max((row["phase"] for row in before), default=0)
+    history = [*before, *({**row, "phase": number} for row in rows if row["epoch"] <= best)]
+    return {"run": str(run), "epoch": best, "phase": number}, history
+
+
+def take_over(student: Student, earlier: EarlierPhase) -> None:
+    """Give `student` the weights of the earlier one.
+
+    Raises:
+        UsageError: they are not the same student; every difference is named.
+    """
+    wanted, given = _plain(student.spec), _plain(earlier.student.spec)
+    different = [f"{name} {given[name]}, now {wanted[name]}" for name in wanted if wanted[name] != given[name]]
+    if different:
+        raise UsageError(
+            f"--init-from {earlier.facts['run']} holds another student: {'; '.join(different)}. Give the same "
+            f"--student and --image-size, the same classes and a teacher of the same width"
+        )
+    student.load_state_dict(earlier.student.state_dict())
+
+
+def _plain(spec: StudentSpec) -> dict[str, object]:
+    return {
+        "arch": spec.arch,
+        "image size": spec.image_size,
+        "embedding": spec.embed_dim,
+        "classes": ", ".join(spec.classes[:8]) + (f" ({spec.num_classes})" if spec.num_classes > 8 else ""),
+        "number of classes": spec.num_classes,
+        "normalisation": (spec.preprocess.mean, spec.preprocess.std),
+    }

@@ -1,0 +1,1 @@
+"""Clips in place of pictures."""

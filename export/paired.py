@@ -11,6 +11,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.export.mcnemar import mcnemar_of_counts
 from edgekit.interval import Interval
 
 BoolArray = NDArray[np.bool_]
@@ -37,16 +38,9 @@ def accuracy_drop(baseline_right: BoolArray, candidate_right: BoolArray, level: 
 
 
 def mcnemar_mid_p(baseline_right: BoolArray, candidate_right: BoolArray) -> float:
-    """Return the two-sided mid-p value of McNemar's test (Fagerland et al., 2013, BMC Med Res Methodol 13:91)."""
+    """Return the two-sided mid-p value of McNemar's test."""
     lost, won, _ = _discordant(baseline_right, candidate_right)
-    total, fewer = lost + won, min(lost, won)
-    if total == 0:
-        return 1.0
-    ways = [math.comb(total, k) for k in range(fewer + 1)]
-    whole: int = 2**total
-    if lost == won:  # the two tails share the observed outcome
-        return 1.0 - ways[-1] / whole / 2
-    return (2 * sum(ways) - ways[-1]) / whole
+    return mcnemar_of_counts(lost, won).p_mid
 
 
 def time_in_turns(

@@ -14,7 +14,8 @@ from typing import Any
 from edgekit.bench.results import Kind
 from edgekit.bench.worker import Opening
 from edgekit.errors import EdgekitError, LoadError, UsageError
-from edgekit.export.manifest import MANIFEST_FILE, FileRecord, Manifest, read_manifest, resolve, sha256_of
+from edgekit.export.manifest import GOLDEN_FILE, MANIFEST_FILE, FileRecord, Manifest, read_manifest, resolve, sha256_of
+from edgekit.export.parity import Precision
 from edgekit.export.runtimes import CAN_BE_TIMED, DEFAULT_RUNTIME, Format, format_of, size_bytes
 from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess
@@ -44,6 +45,10 @@ class Candidate:
         timed: whether its latency means anything here.
         scored: whether it is run on the pictures; a teacher's answers are on record instead.
         frames: pictures that it takes for one answer: 1, or those of a clip.
+        golden: file of golden vectors that it was proven with, where it comes from a bundle.
+        claimed: precision that its manifest tells.
+        outputs: names of what it gives, as its manifest tells.
+        accelerator: what runs it, where that can be chosen, e.g. "webgpu"; "" takes the runtime's usual.
         problem: why it is not even opened.
     """
 
@@ -60,6 +65,10 @@ class Candidate:
     timed: bool = True
     scored: bool = True
     frames: int = 1
+    golden: Path | None = None
+    claimed: Precision | None = None
+    outputs: tuple[str, ...] = ()
+    accelerator: str = ""
     problem: str | None = None
 
 
@@ -165,6 +174,9 @@ def _artifact(name: str, given: Given, threads: int) -> Candidate:
         contract=Preprocess.from_dict(listed.input.preprocess) if listed else None,
         timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
         frames=listed.input.frames if listed else 1,
+        golden=given.path.parent / GOLDEN_FILE if listed else None,
+        claimed=given.record.precision if given.record else None,
+        outputs=listed.outputs if listed else (),
     )
 
 

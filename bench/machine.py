@@ -32,7 +32,7 @@ class Machine:
         load_average: processes running or waiting, mean of the last minute.
         memory_bytes: physical memory.
         os: system, release and machine type.
-        python: interpreter version.
+        python: interpreter version; None where none ran the models.
         warnings: sentences a reader of the numbers must see.
     """
 
@@ -43,7 +43,7 @@ class Machine:
     load_average: float | None
     memory_bytes: int | None
     os: str
-    python: str
+    python: str | None
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:

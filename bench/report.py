@@ -185,7 +185,7 @@ def _device_section(bench: BenchReport) -> Section:
         ("governor", machine.governor or "not told"),
         ("load before", load),
         ("system", machine.os),
-        ("Python", machine.python),
+        *([("Python", machine.python)] if machine.python else []),
     ]
     config = bench.latency_config
     if config is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,14 +21,49 @@ from edgekit.bench.statistics import LatencySummary, Speedup
 from edgekit.bench.sustained import SustainedSummary, Throughput
 from edgekit.bench.timing import ColdStart
 from edgekit.errors import UsageError
+from edgekit.export.parity import Parity
 from edgekit.export.session import RuntimeInfo
 from edgekit.interval import Interval
 
 SCHEMA_VERSION: Literal[1] = 1
 """Raised when a reader of the old JSON would misread the new; a field that is only added does not raise it."""
 
+_LARGEST = 3.4028235e38
+"""Stands for a difference that is no number: JSON has no infinity."""
+_LARGEST_DB = 999.0
 Kind = Literal["teacher", "student", "artifact"]
 Status = Literal["ok", "failed"]
+
+
+@dataclass(frozen=True)
+class GoldenParity:
+    """How close a model's outputs on this device are to PyTorch's, on the golden vectors of its bundle.
+
+    Attributes:
+        images: number of golden vectors.
+        max_abs: largest difference of the logits (of the embedding where there are no logits).
+        snr_db: signal-to-noise ratio of the same output, dB; None where nothing differs.
+        cosine: mean cosine between the embeddings; 1 where there are none.
+        agreement: share with the same top class; None without logits.
+    """
+
+    images: int
+    max_abs: float
+    snr_db: float | None
+    cosine: float
+    agreement: float | None
+
+    @classmethod
+    def of(cls, parity: Parity) -> GoldenParity:
+        """Convert from what `compare_outputs` returned; values that are no numbers count as no likeness at all."""
+        snr_db = None if parity.snr_db == math.inf else parity.snr_db if math.isfinite(parity.snr_db) else -math.inf
+        return cls(
+            parity.images,
+            parity.max_abs if math.isfinite(parity.max_abs) else _LARGEST,
+            None if snr_db is None else max(snr_db, -_LARGEST_DB),
+            parity.cosine if math.isfinite(parity.cosine) else 0.0,
+            parity.agreement.value if parity.agreement else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +91,7 @@ class BenchRow:
         process_memory_bytes: most that this process had held before it opened the model, its runtime loaded.
         throughput: at a larger batch, where that was asked for and the file takes it.
         sustained: without a pause for a while, where that was asked for.
+        parity: with PyTorch on golden vectors, where the device is not the one that proved the files.
         sha256: of the file or package, as in manifests.
         runtime: what really ran it.
         status: "failed" where it could not be run or measured; what was found before is kept.
@@ -82,6 +119,7 @@ class BenchRow:
     process_memory_bytes: int | None = None
     throughput: Throughput | None = None
     sustained: SustainedSummary | None = None
+    parity: GoldenParity | None = None
     sha256: str | None = None
     runtime: RuntimeInfo | None = None
     status: Status = "ok"

@@ -18,7 +18,8 @@ from edgekit.bench.candidates import (
     teacher_candidate,
 )
 from edgekit.bench.latency import LatencyConfig
-from edgekit.bench.machine import describe_machine
+from edgekit.bench.place import Place, ThisMachine
+from edgekit.bench.proof import prove
 from edgekit.bench.results import Answers, BenchReport, RawSamples
 from edgekit.bench.state import State, open_state, read_precision, start_state, wait_for_libraries
 from edgekit.bench.timings import time_batches, time_one, time_sustained
@@ -55,12 +56,13 @@ class BenchConfig:
     seed: int = 0
 
 
-def run_bench(config: BenchConfig, progress: Progress | None = None) -> BenchReport:
+def run_bench(config: BenchConfig, progress: Progress | None = None, place: Place | None = None) -> BenchReport:
     """Measure every candidate; one that fails says why, and the others go on.
 
     Args:
         config: what to measure.
         progress: makes a progress bar from a description and a total.
+        place: where the models are held; None takes processes of this machine.
 
     Raises:
         UsageError: nothing to measure, or data that is not there.
@@ -69,8 +71,11 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> BenchRep
     bar = progress or (lambda description, total: nullcontext(lambda count: None))
     if config.data is not None and not config.data.exists():
         raise DataError(f"--data {config.data} is not there; give a folder of pictures by class, or a CSV")
-    machine = describe_machine()  # before anything runs: its load is that of others
-    with _opened(_candidates(config), bar) as states:
+    held = place or ThisMachine()
+    machine = held.machine()  # before anything runs: its load is that of others
+    with _opened(_candidates(config, held), held, bar) as states:
+        if held.proves:
+            prove(states, bar)
         baseline = "student" if config.baseline else states[0].candidate.name
         problems: list[str] = []
         truth, right = _accuracy(states, config, baseline, bar, problems)
@@ -92,24 +97,25 @@ def run_bench(config: BenchConfig, progress: Progress | None = None) -> BenchRep
         samples={name: RawSamples.of(s) for name, s in samples.items()},
         answers=right,
         problems=tuple(problems),
-        notes=_notes(states),
+        device=held.device,
+        notes=(*_notes(states), *held.notes),
     )
 
 
 @contextmanager
-def _opened(candidates: Sequence[Candidate], bar: Progress) -> Iterator[list[State]]:
-    """Open every candidate in its process, and end all processes at last.
+def _opened(candidates: Sequence[Candidate], place: Place, bar: Progress) -> Iterator[list[State]]:
+    """Open every candidate where it is held, and let go of all at last.
 
-    They load their libraries side by side, then open the models one after the other: a cold start is undisturbed.
+    Processes load their libraries side by side, then open the models one after the other: a cold start is undisturbed.
     """
     with ExitStack() as stack:
         states = []
         for candidate in candidates:
-            state = start_state(candidate)
+            state = start_state(candidate, place)
             if state.worker is not None:
                 stack.callback(state.worker.close)
             states.append(state)
-        with bar(f"opening {len(candidates)} models, each in its own process", 2 * len(candidates)) as advance:
+        with bar(f"opening {len(candidates)} models", 2 * len(candidates)) as advance:
             for step in (wait_for_libraries, open_state):
                 for state in states:
                     step(state)
@@ -117,7 +123,7 @@ def _opened(candidates: Sequence[Candidate], bar: Progress) -> Iterator[list[Sta
         yield states
 
 
-def _candidates(config: BenchConfig) -> list[Candidate]:
+def _candidates(config: BenchConfig, place: Place) -> Sequence[Candidate]:
     found: list[Candidate] = []
     if config.baseline is not None:
         teacher = teacher_candidate(config.baseline, config.threads)
@@ -125,7 +131,10 @@ def _candidates(config: BenchConfig) -> list[Candidate]:
     found += artifact_candidates(given_artifacts(config.files), config.threads)
     if not found:
         raise UsageError("nothing to bench: give artifacts, bundles, or --baseline RUN")
-    return found
+    possible = place.candidates(found)
+    if not possible:
+        raise UsageError(f"nothing to bench on {place.device}: {' '.join(place.notes)}")
+    return possible
 
 
 def _accuracy(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from edgekit.bench.candidates import Candidate
+from edgekit.bench.place import Holder, Place
 from edgekit.bench.results import BenchRow
 from edgekit.bench.timing import Timer
-from edgekit.bench.worker import Worker
 from edgekit.errors import EdgekitError
 from edgekit.export.session import Outputs
 from edgekit.preprocess import Preprocess
@@ -15,11 +15,11 @@ from edgekit.preprocess import Preprocess
 
 @dataclass
 class State:
-    """A candidate, the process that holds it, and its row, which grows as things are measured."""
+    """A candidate, what holds it, and its row, which grows as things are measured."""
 
     candidate: Candidate
     row: BenchRow
-    worker: Worker | None = None
+    worker: Holder | None = None
     outputs: Outputs | None = None
 
     @property
@@ -44,8 +44,8 @@ class State:
         return self.worker.timer(batch)
 
 
-def start_state(candidate: Candidate) -> State:
-    """Start the process of a candidate, which then loads its libraries; the row of one that cannot be says why."""
+def start_state(candidate: Candidate, place: Place) -> State:
+    """Begin to hold a candidate, its libraries loading meanwhile; the row of one that cannot be held says why."""
     row = BenchRow(
         candidate.name,
         candidate.kind,
@@ -59,7 +59,7 @@ def start_state(candidate: Candidate) -> State:
     if candidate.problem is not None:
         state.fail(candidate.problem)
     elif candidate.opening is not None:
-        state.worker = Worker(candidate.opening)
+        state.worker = place.start(candidate)
     return state
 
 
@@ -85,7 +85,7 @@ def wait_for_libraries(state: State) -> None:
         state.fail(str(e))
 
 
-def _with_cold_start(row: BenchRow, candidate: Candidate, worker: Worker) -> BenchRow:
+def _with_cold_start(row: BenchRow, candidate: Candidate, worker: Holder) -> BenchRow:
     row = replace(row, runtime=worker.info)
     if not candidate.timed:
         return row  # neither the speed nor the memory of an interpreter says anything of the device it stands for

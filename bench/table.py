@@ -168,6 +168,13 @@ def _cosine(row: BenchRow, _: BenchReport) -> str:
     return NOT_MEASURED if row.embedding_cosine is None else f"{row.embedding_cosine.mean:.4f}"
 
 
+def _parity(row: BenchRow, _: BenchReport) -> str:
+    """Return how close to PyTorch it computes on this device, in dB; ∞ where nothing differs."""
+    if row.parity is None:
+        return NOT_MEASURED
+    return "∞" if row.parity.snr_db is None else f"{row.parity.snr_db:.0f}"
+
+
 def _p50(row: BenchRow, _: BenchReport) -> str:
     return NOT_MEASURED if row.latency is None else _milliseconds(row.latency.p50_s)
 
@@ -252,6 +259,7 @@ _COLUMNS = (
     Column("= teacher %", 6, lambda row, _: _percent(row.agreement_teacher)),
     Column("= student %", 8, lambda row, _: _percent(row.agreement_student)),
     Column("cosine", 10, _cosine),
+    Column("parity dB", 9, _parity),
     Column("R@1 %", 9, _recall),
     Column("p50 ms", 4, _p50),
     Column("p90 ms", 11, _p90),
@@ -272,6 +280,7 @@ _FULL_COLUMNS = (
     Column("speed-up", 0, _speedup_range),
     Column("agrees with teacher %", 0, lambda row, _: _percent_range(row.agreement_teacher)),
     Column("agrees with student %", 0, lambda row, _: _percent_range(row.agreement_student)),
+    Column("parity with PyTorch dB", 0, _parity),
     Column("cosine to teacher", 0, _cosine),
     Column("R@1 % image→text / text→image", 0, _recall),
     Column("p90 ms", 0, _p90),

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from edgekit.atomic import refuse_existing
 from edgekit.captions import load_captions, split_captions
 from edgekit.compress.clip.data import DecodedCaptions, check_captions, decode_captioned
 from edgekit.compress.clip.recipe import ClipRecipe, build_clip, clip_spec
@@ -19,12 +18,14 @@ from edgekit.compress.parallel.single_process import refuse_several
 from edgekit.compress.recipe import validate
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.show.run_plots import plot_runs
-from edgekit.compress.training.changed_settings import Allowed, refuse_changes, refuse_other_data
+from edgekit.compress.training.changed_settings import Allowed
 from edgekit.compress.training.history import read_history
 from edgekit.compress.training.loop import FitResult, fit
+from edgekit.compress.training.order import steps_per_epoch
 from edgekit.compress.training.phases import earlier_epochs
 from edgekit.compress.training.run_folder import RunFolder
-from edgekit.compress.training.run_lock import locked, refuse_locked
+from edgekit.compress.training.run_lock import locked
+from edgekit.compress.training.start import begin, go_on, look
 from edgekit.errors import LoadError, UsageError
 from edgekit.models.clip import CLIP_FILE, Clip, load_clip
 from edgekit.models.student import load_backbone
@@ -95,33 +96,25 @@ def train_clip(
     """
     config.check()
     refuse_several("train clip")  # its loss compares all pairs of a batch
-    run = RunFolder(config.output)
-    refuse_locked(run.path)
-    resume = resume and run.facts_path.is_file()
-    changes = refuse_changes(run, config.to_dict(), allow_change) if resume else []
-    if not resume:
-        refuse_existing(config.output, overwrite=overwrite)
-    recipe = config.recipe
+    run, recipe = RunFolder(config.output), config.recipe
+    start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=allow_change)
     captioned = load_captions(config.data, config.pictures)
     split = split_captions(captioned, config.val_fraction, recipe.fit.seed)
-    if not resume:
-        refuse_restarts(recipe.fit, max(1, round(len(split.train.samples) / recipe.fit.batch_size)))
+    if not start.resume:
+        refuse_restarts(recipe.fit, steps_per_epoch(len(split.train.samples), recipe.fit.batch_size))
     clip, tokenizer = _build(config, split.train.texts())
     for note in (*captioned.notes, *check_captions(captioned, tokenizer)):
         terminal.warn(note)
     contract = clip.spec.preprocess
     decoded = decode_captioned(split, contract, config.output.parent, terminal, max_broken=config.max_broken)
     with locked(run.path):
-        if resume:
-            refuse_other_data(run, decoded.facts)
-            for change in changes:
-                terminal.warn(f"resumed with another setting: {change}")
-            run.write_config(config.to_dict())
+        if start.resume:
+            go_on(run, config.to_dict(), decoded.facts, start.changes, terminal)
         else:
             _begin(run, config, decoded, clip)
         task = ClipTask(clip, tokenizer, recipe, decoded.data)
         _announce(terminal, config, decoded, clip)
-        result = fit(task, recipe.fit, run, display=TrainingDisplay(terminal, "pairs"), resume=resume)
+        result = fit(task, recipe.fit, run, display=TrainingDisplay(terminal, "pairs"), resume=start.resume)
         _summarise(run, task, result, terminal)
         return result
 
@@ -165,22 +158,15 @@ def recipe_of_run(run: Path) -> ClipRecipe:
 
 
 def _begin(run: RunFolder, config: TrainClipConfig, decoded: DecodedCaptions, clip: Clip) -> None:
-    """Write what is known before the first step; take away what a replaced run left."""
-    left = (run.metrics_path, run.history_path, run.path / CLIP_FILE, run.facts_path)
-    for path in (*left, *run.path.glob("tensorboard/events*")):
-        path.unlink(missing_ok=True)
-    facts: dict[str, Any] = {
+    """Write what is known before the first step."""
+    facts = {
         "kind": "clip",
         "seed": config.recipe.fit.seed,
         "data": decoded.facts,
         "clip": {**clip.spec.to_dict(), "parameters": parameters(clip)},
     }
-    history: list[dict[str, Any]] = []
-    if config.init_from is not None:
-        facts["init_from"], history = earlier_epochs(config.init_from)
-    run.create(config.to_dict(), facts)
-    if history:
-        run.write_history(history)
+    earlier = earlier_epochs(config.init_from) if config.init_from is not None else None
+    begin(run, config.to_dict(), facts, earlier=earlier, left=[run.path / CLIP_FILE])
 
 
 def parameters(clip: Clip) -> int:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekit.atomic import refuse_existing
 from edgekit.compress.distill.config import DistillConfig
 from edgekit.compress.distill.data import Prepared, load_data, prepare
 from edgekit.compress.distill.report import DistillSummary, announce, describe_student, summarise
@@ -20,11 +19,13 @@ from edgekit.compress.parallel.agreement import refuse_disagreement, without_pla
 from edgekit.compress.parallel.processes import Processes, join, missing_launcher
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.store.probe import ClassHead
-from edgekit.compress.training.changed_settings import Allowed, refuse_changes, refuse_other_data
+from edgekit.compress.training.changed_settings import Allowed
 from edgekit.compress.training.loop import fit, pick_device
+from edgekit.compress.training.order import steps_per_epoch
 from edgekit.compress.training.phases import EarlierPhase, load_phase, take_over
 from edgekit.compress.training.run_folder import MutedRunFolder, RunFolder
-from edgekit.compress.training.run_lock import locked, refuse_locked
+from edgekit.compress.training.run_lock import locked
+from edgekit.compress.training.start import Start, begin, go_on, look
 from edgekit.data import ImageDataset
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, student_preprocess
@@ -61,30 +62,21 @@ def distill(
     with processes.together():
         config.check()
         config = config.fitted()
-        resume, changes = processes.from_main(lambda: _look(config, overwrite, resume, allow_change))
-        return _distill(config, terminal if processes.is_main else muted(), processes, resume, changes)
-
-
-def _look(
-    config: DistillConfig, overwrite: bool, resume: bool, allow_change: Collection[Allowed]
-) -> tuple[bool, list[str]]:
-    """Return whether there is a run to resume, and with what other settings; refuse what may not be."""
-    run = RunFolder(config.output)
-    refuse_locked(run.path)
-    if resume and run.facts_path.is_file():
-        return True, refuse_changes(run, config.to_dict(), allow_change)
-    refuse_existing(config.output, overwrite=overwrite)
-    return False, []
+        run = RunFolder(config.output) if processes.is_main else MutedRunFolder(config.output)
+        start = processes.from_main(
+            lambda: look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=allow_change)
+        )
+        return _distill(config, terminal if processes.is_main else muted(), processes, run, start)
 
 
 def _distill(
-    config: DistillConfig, terminal: Terminal, processes: Processes, resume: bool, changes: list[str]
+    config: DistillConfig, terminal: Terminal, processes: Processes, run: RunFolder, start: Start
 ) -> DistillSummary:
     """Do one process's part of the work."""
     dataset = load_data(config)
     fit_config = config.recipe.fit
-    if not resume:
-        refuse_restarts(fit_config, max(1, round(len(dataset.train) / fit_config.batch_size)))
+    if not start.resume:
+        refuse_restarts(fit_config, steps_per_epoch(len(dataset.train), fit_config.batch_size))
     said = {**without_places(config.to_dict()), "data": dataset.fingerprint() if processes.world > 1 else None}
     refuse_disagreement(processes, said, "the settings or the data")
     contract = student_preprocess(config.student, config.image_size)
@@ -94,19 +86,15 @@ def _distill(
     prepared = prepare(config, dataset, contract, processes.device, terminal)
     student = _build(config, prepared, contract, earlier)
     student_facts = describe_student(student)
-    run = RunFolder(config.output) if processes.is_main else MutedRunFolder(config.output)
     refuse_disagreement(processes, {"data": prepared.facts, "teacher": prepared.teacher_facts or {}}, "what was read")
     with locked(run.path) if processes.is_main else nullcontext():
-        if resume:
-            processes.from_main(lambda: refuse_other_data(run, prepared.facts))
-            for change in changes:
-                terminal.warn(f"resumed with another setting: {change}")
-            run.write_config(config.to_dict())
+        if start.resume:
+            processes.from_main(lambda: go_on(run, config.to_dict(), prepared.facts, start.changes, terminal))
         else:
             processes.from_main(lambda: _begin(run, config, prepared, student_facts, earlier))
         announce(terminal, prepared.facts, prepared.teacher_facts, student_facts)
         task = DistillTask(student, config.recipe, prepared.data)
-        result = fit(task, fit_config, run, display=TrainingDisplay(terminal), resume=resume)
+        result = fit(task, fit_config, run, display=TrainingDisplay(terminal), resume=start.resume)
         return processes.from_main(lambda: summarise(run, task, result, terminal))
 
 
@@ -137,16 +125,14 @@ def _begin(
     run: RunFolder, config: DistillConfig, prepared: Prepared, student: Mapping[str, Any], earlier: EarlierPhase | None
 ) -> None:
     """Write what a new run knows before its first step."""
-    _clear(run)
     facts = {
         "seed": config.recipe.fit.seed,
         "data": prepared.facts,
         "teacher": prepared.teacher_facts,
         "student": student,
     }
-    run.create(config.to_dict(), facts if earlier is None else {**facts, "init_from": earlier.facts})
-    if earlier is not None and earlier.history:
-        run.write_history(earlier.history)
+    left = (run.path / DistillTask.checkpoint_name, run.path / TEACHER_FILE)
+    begin(run, config.to_dict(), facts, earlier=earlier, left=left)
     data = prepared.data
     if data.val_teacher is not None and data.head is not None:
         keys = tuple(sample.key for sample in data.val.samples)
@@ -159,16 +145,3 @@ def _start_from_teacher(student: Student, head: ClassHead) -> None:
     assert isinstance(student.classifier, nn.Linear), "DistillConfig.check refuses clips"
     student.classifier.weight.copy_(head.weight)
     student.classifier.bias.copy_(head.bias)
-
-
-def _clear(run: RunFolder) -> None:
-    """Take away what a replaced run left, so that nothing of it is mistaken for this one."""
-    left = (DistillTask.checkpoint_name, TEACHER_FILE, "run.json")
-    for path in (
-        run.metrics_path,
-        run.history_path,
-        *run.path.glob("tensorboard/events*"),
-        *(run.path / name for name in left),
-    ):
-        path.unlink(missing_ok=True)
-    # the states go in `fit`

@@ -11,7 +11,6 @@ from typing import Any
 import timm
 import torch
 
-from edgekit.atomic import refuse_existing
 from edgekit.compress.guard.plan_ahead import refuse_restarts
 from edgekit.compress.image.recipe import ImageRecipe
 from edgekit.compress.image.task import ImageTask
@@ -19,12 +18,14 @@ from edgekit.compress.parallel.single_process import refuse_several
 from edgekit.compress.pictures.pixels import PixelStore, decode_eval, decode_train
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.show.run_plots import plot_runs
-from edgekit.compress.training.changed_settings import Allowed, refuse_changes, refuse_other_data
+from edgekit.compress.training.changed_settings import Allowed
 from edgekit.compress.training.history import read_history
 from edgekit.compress.training.loop import FitResult, fit
+from edgekit.compress.training.order import steps_per_epoch
 from edgekit.compress.training.phases import EarlierPhase, load_phase, take_over
 from edgekit.compress.training.run_folder import RunFolder
-from edgekit.compress.training.run_lock import locked, refuse_locked
+from edgekit.compress.training.run_lock import locked
+from edgekit.compress.training.start import begin, go_on, look
 from edgekit.data import ImageDataset, check_broken, load_dataset
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.interval import wilson
@@ -106,29 +107,22 @@ def train_image(
     config.check()
     refuse_several("train image")
     run, recipe = RunFolder(config.output), config.recipe
-    refuse_locked(run.path)
-    resume = resume and run.facts_path.is_file()
-    changes = refuse_changes(run, config.to_dict(), allow_change) if resume else []
-    if not resume:
-        refuse_existing(config.output, overwrite=overwrite)
+    start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=allow_change)
     dataset = _labelled(load_dataset(config.data, val_fraction=config.val_fraction, seed=recipe.fit.seed), terminal)
-    if not resume:
-        refuse_restarts(recipe.fit, max(1, round(len(dataset.train) / recipe.fit.batch_size)))
+    if not start.resume:
+        refuse_restarts(recipe.fit, steps_per_epoch(len(dataset.train), recipe.fit.batch_size))
     earlier = load_phase(config.init_from) if config.init_from is not None else None
     net = _build(config, dataset, earlier)
     train, val, dataset = _decode(config, dataset, net, terminal)
     facts = _data_facts(dataset, train, val)
     with locked(run.path):
-        if resume:
-            refuse_other_data(run, facts)
-            for change in changes:
-                terminal.warn(f"resumed with another setting: {change}")
-            run.write_config(config.to_dict())
+        if start.resume:
+            go_on(run, config.to_dict(), facts, start.changes, terminal)
         else:
             _begin(run, config, facts, net, earlier)
         _announce(terminal, config, dataset, run)
         task = ImageTask(net, recipe, train, val)
-        result = fit(task, recipe.fit, run, display=TrainingDisplay(terminal), resume=resume)
+        result = fit(task, recipe.fit, run, display=TrainingDisplay(terminal), resume=start.resume)
         _summarise(run, task, result, terminal)
         return result
 
@@ -183,10 +177,7 @@ def _data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> di
 def _begin(
     run: RunFolder, config: TrainImageConfig, data: dict[str, Any], net: Student, earlier: EarlierPhase | None
 ) -> None:
-    """Write what is known before the first step; take away what a replaced run left."""
-    left = (run.metrics_path, run.history_path, run.path / ImageTask.checkpoint_name, run.facts_path)
-    for path in (*left, *run.path.glob("tensorboard/events*")):
-        path.unlink(missing_ok=True)
+    """Write what is known before the first step."""
     cost = measure_complexity(net, net.spec.image_size)
     student = {
         "arch": net.spec.arch,
@@ -196,9 +187,7 @@ def _begin(
         "size_bytes": cost.size_bytes,
     }
     facts = {"kind": "image", "seed": config.recipe.fit.seed, "data": data, "teacher": None, "student": student}
-    run.create(config.to_dict(), facts if earlier is None else {**facts, "init_from": earlier.facts})
-    if earlier is not None and earlier.history:
-        run.write_history(earlier.history)
+    begin(run, config.to_dict(), facts, earlier=earlier, left=[run.path / ImageTask.checkpoint_name])
 
 
 def _announce(terminal: Terminal, config: TrainImageConfig, dataset: ImageDataset, run: RunFolder) -> None:

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from edgekit.atomic import refuse_existing
 from edgekit.compress.guard.plan_ahead import refuse_restarts
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.text.pieces import PieceStore
 from edgekit.compress.text.recipe import TextRecipe
 from edgekit.compress.text.report import announce, data_facts, model_facts, summarise
 from edgekit.compress.text.task import TeacherSays, TextData, TextTask
-from edgekit.compress.training.changed_settings import Allowed, refuse_changes, refuse_other_data
+from edgekit.compress.training.changed_settings import Allowed
 from edgekit.compress.training.loop import FitResult, fit
+from edgekit.compress.training.order import steps_per_epoch
 from edgekit.compress.training.run_folder import RunFolder
-from edgekit.compress.training.run_lock import locked, refuse_locked
+from edgekit.compress.training.run_lock import locked
+from edgekit.compress.training.start import begin, go_on, look
 from edgekit.errors import UsageError
 from edgekit.models.text_classifier import (
     SCRATCH,
@@ -102,29 +103,20 @@ def train_text(
         EdgekitError: any of the errors that data, encoder, teacher and training name.
     """
     run, fit_config = RunFolder(config.output), config.recipe.fit
-    refuse_locked(run.path)
-    resume = resume and run.facts_path.is_file()
-    changes: list[str] = []
-    if resume:
-        changes = refuse_changes(run, config.to_dict(), allow_change)
-    else:
-        refuse_existing(config.output, overwrite=overwrite)
-    dataset = _load(config, terminal, resume=resume)
+    start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=allow_change)
+    dataset = _load(config, terminal, resume=start.resume)
     teacher = _teacher(config, dataset)
     model, tokenizer = build_model(config, dataset)
     data, cut = _prepare(config, dataset, tokenizer, teacher)
     facts = data_facts(dataset, cut, tokenizer)
     with locked(run.path):
-        if resume:
-            refuse_other_data(run, facts)
-            for change in changes:
-                terminal.warn(f"resumed with another setting: {change}")
-            run.write_config(config.to_dict())
+        if start.resume:
+            go_on(run, config.to_dict(), facts, start.changes, terminal)
         else:
             _begin(run, config, {"data": facts, "model": model_facts(model), "teacher": _taught(config, teacher, data)})
         announce(terminal, run.facts())
         task = TextTask(model, tokenizer, config.recipe, data)
-        result = fit(task, fit_config, run, display=TrainingDisplay(terminal, "texts"), resume=resume)
+        result = fit(task, fit_config, run, display=TrainingDisplay(terminal, "texts"), resume=start.resume)
         summarise(run, dataset, result, teacher, terminal)
         return TextSummary(result, run.facts())
 
@@ -136,17 +128,14 @@ def _load(config: TextConfig, terminal: Terminal, *, resume: bool) -> TextDatase
     for note in dataset.notes:
         terminal.warn(note)
     if not resume:
-        refuse_restarts(fit_config, max(1, round(len(dataset.train) / fit_config.batch_size)))
+        refuse_restarts(fit_config, steps_per_epoch(len(dataset.train), fit_config.batch_size))
     return dataset
 
 
 def _begin(run: RunFolder, config: TextConfig, facts: Mapping[str, Any]) -> None:
-    """Write what a new run knows before its first step, in place of what a replaced one left."""
-    left = (run.metrics_path, run.history_path, run.facts_path, run.path / TextTask.checkpoint_name)
-    for path in (*left, *run.path.glob("tensorboard/events*"), *run.plots.glob("*.png")):
-        path.unlink(missing_ok=True)
-    # the states go in `fit`
-    run.create(config.to_dict(), {"task": "text", "seed": config.recipe.fit.seed, **facts})
+    """Write what a new run knows before its first step."""
+    left = (run.path / TextTask.checkpoint_name, *run.plots.glob("*.png"))
+    begin(run, config.to_dict(), {"task": "text", "seed": config.recipe.fit.seed, **facts}, left=left)
 
 
 def build_model(config: TextConfig, dataset: TextDataset) -> tuple[TextClassifier, TextTokenizer]:

@@ -14,18 +14,27 @@ from edgekit.models.student import Student
 
 
 @dataclass(frozen=True)
-class EarlierPhase:
+class EarlierEpochs:
+    """What is known of the run that a phase starts from.
+
+    Attributes:
+        facts: for run.json.
+        history: epoch rows of all earlier phases up to its best checkpoint, each with its phase number.
+    """
+
+    facts: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class EarlierPhase(EarlierEpochs):
     """What a new run takes over.
 
     Attributes:
         student: the best checkpoint of the earlier run.
-        facts: for run.json.
-        history: epoch rows of all earlier phases up to that checkpoint, each with its phase number.
     """
 
     student: Student
-    facts: dict[str, Any]
-    history: list[dict[str, Any]]
 
 
 def load_phase(run: Path) -> EarlierPhase:
@@ -35,24 +44,24 @@ def load_phase(run: Path) -> EarlierPhase:
         LoadError: it holds no student.
     """
     student = load_student(run)
-    facts, history = earlier_epochs(run)
-    return EarlierPhase(student, facts, history)
+    earlier = earlier_epochs(run)
+    return EarlierPhase(earlier.facts, earlier.history, student)
 
 
-def earlier_epochs(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def earlier_epochs(run: Path) -> EarlierEpochs:
     """Return what run.json says of the run that a phase starts from, and the epoch rows of all phases up to its best.
 
     A checkpoint file has no history.
     """
     if not run.is_dir():
-        return {"run": str(run)}, []
+        return EarlierEpochs({"run": str(run)}, [])
     folder = RunFolder(run)
     rows = [row for row in folder.read_metrics() if row["kind"] == "epoch"]
     best = max((row["epoch"] for row in rows if row.get("best")), default=0)
     before = folder.read_history()
     number = 1 + max((row["phase"] for row in before), default=0)
     history = [*before, *({**row, "phase": number} for row in rows if row["epoch"] <= best)]
-    return {"run": str(run), "epoch": best, "phase": number}, history
+    return EarlierEpochs({"run": str(run), "epoch": best, "phase": number}, history)
 
 
 def take_over(student: Student, earlier: EarlierPhase) -> None:

@@ -7,6 +7,7 @@ same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -49,6 +50,11 @@ class Views:
     def take(self, rows: NDArray[np.int64]) -> Views:
         """Return the views of some rows."""
         return Views(*(getattr(self, name)[rows] for name in VIEW_FIELDS))
+
+    @staticmethod
+    def joined(parts: Sequence[Views]) -> Views:
+        """Return the rows of all parts, one part after the other."""
+        return Views(*(np.concatenate([getattr(part, name) for part in parts]) for name in VIEW_FIELDS))
 
 
 VIEW_FIELDS = tuple(field.name for field in fields(Views))

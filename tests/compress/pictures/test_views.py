@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from edgekit.compress.pictures.pixels import squeeze_pixels
-from edgekit.compress.pictures.views import VIEW_FIELDS, Views, colour, draw_views, erase, plain_views, render
+from edgekit.compress.pictures.views import Views, colour, draw_views, erase, plain_views, render
 from edgekit.compress.recipe import AugmentConfig
 from edgekit.compress.training.randomness import sample_ids
 from edgekit.preprocess import Preprocess, fit_pixels
@@ -84,7 +84,7 @@ def test_every_picture_of_a_batch_gets_its_own_view() -> None:
         one_view((0.1, 0.2, 0.5, 0.4), True, (1.2, 0.8, 1.1)),
         one_view((0, 0.1, 0.9, 0.9), False, (0.7, 1.3, 0.5)),
     ]
-    both = Views(*(np.concatenate([getattr(view, name) for view in views]) for name in VIEW_FIELDS))
+    both = Views.joined(views)
     together = render(pixels, both, 64)
     for number, view in enumerate(views):
         assert torch.allclose(together[number : number + 1], render(pixels[number : number + 1], view, 64), atol=1e-6)

@@ -16,7 +16,8 @@ from edgekit.compress.pictures.pixels import PixelStore, labels_of
 from edgekit.compress.pictures.views import Views, draw_views, render
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.store.table import TeacherTable
-from edgekit.compress.training.randomness import permutation, sample_ids
+from edgekit.compress.training.order import epoch_steps, steps_per_epoch
+from edgekit.compress.training.randomness import sample_ids
 from edgekit.preprocess import Preprocess
 
 
@@ -61,8 +62,8 @@ class StoredSource:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches per epoch; their sizes differ by one at most, so that no last batch is too small for batch norm."""
-        return max(1, round(len(self._ids) / self.recipe.fit.batch_size))
+        """Batches per epoch."""
+        return steps_per_epoch(len(self._ids), self.recipe.fit.batch_size)
 
     def batches(self, epoch: int, device: torch.device, start: int = 0, split: Split = WHOLE) -> Iterator[Batch]:
         """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch, split) alone.
@@ -71,8 +72,8 @@ class StoredSource:
             UsageError: the steps are too small to be divided so.
         """
         split.refuse_too_small(len(self._ids) // self.steps_per_epoch)
-        order = permutation(self.recipe.fit.seed, epoch, self._ids)
-        for step in np.array_split(order, self.steps_per_epoch)[start:]:
+        fit = self.recipe.fit
+        for step in epoch_steps(fit.seed, epoch, self._ids, fit.batch_size)[start:]:
             step = np.sort(step)  # one sweep through a memory map; a batch is a set
             for rows in split.parts(step):
                 share = None if split.whole else Share.of(self._labels[rows], self._labels[step])

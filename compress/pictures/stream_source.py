@@ -19,6 +19,7 @@ from edgekit.compress.pictures.stream_order import BUFFER, Place, StreamOrder, i
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.store.format import content_digest, picture_ids
 from edgekit.compress.store.table import Stores
+from edgekit.compress.training.order import steps_per_epoch
 from edgekit.compress.training.randomness import sample_ids
 from edgekit.data import check_broken
 from edgekit.errors import DataError
@@ -72,8 +73,8 @@ class StreamSource:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches per epoch; their sizes differ by one at most."""
-        return max(1, round(len(self.dataset.train) / self.recipe.fit.batch_size))
+        """Batches per epoch."""
+        return steps_per_epoch(len(self.dataset.train), self.recipe.fit.batch_size)
 
     def batches(self, epoch: int, device: torch.device, start: int = 0, split: Split = WHOLE) -> Iterator[Batch]:
         """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch, split) alone.

@@ -16,7 +16,7 @@ from edgekit.compress.distill.losses import FEATURE_LOSSES, distillation_loss, r
 from edgekit.compress.text.metrics import confusion_matrix, cross_entropies, kl_divergences, log_softmax, macro_f1
 from edgekit.compress.text.pieces import PieceStore
 from edgekit.compress.text.recipe import TextRecipe
-from edgekit.compress.training.randomness import permutation
+from edgekit.compress.training.order import epoch_steps, steps_per_epoch
 from edgekit.models.text_classifier import TextClassifier, TextOutput, predict, save_text_classifier
 from edgekit.models.text_run import TEXT_FILE
 from edgekit.models.text_tokenizer import Ids, TextTokenizer
@@ -93,14 +93,13 @@ class TextTask:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches per epoch; their sizes differ by one at most."""
-        return max(1, round(len(self.data.targets) / self.recipe.fit.batch_size))
+        """Batches per epoch."""
+        return steps_per_epoch(len(self.data.targets), self.recipe.fit.batch_size)
 
     def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[TextBatch]:
         """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch) alone."""
-        data = self.data
-        order = permutation(self.recipe.fit.seed, epoch, data.train.identities)
-        for rows in np.array_split(order, self.steps_per_epoch)[start:]:
+        data, fit = self.data, self.recipe.fit
+        for rows in epoch_steps(fit.seed, epoch, data.train.identities, fit.batch_size)[start:]:
             ids = data.train.rows(rows, epoch)
             length = int((ids != self.classifier.spec.padding).sum(axis=1).max())  # padding costs time, changes nothing
             says = data.teacher

@@ -22,8 +22,9 @@ from edgekit import atomic
 from edgekit.clips import read_clip
 from edgekit.compress.pictures.views import Views, draw_views
 from edgekit.compress.recipe import AugmentConfig
+from edgekit.compress.store.sight import cut
 from edgekit.compress.training.randomness import sample_ids
-from edgekit.compress.video.views import clip_embeddings, cut_frames, retouch_clips, to_frames
+from edgekit.compress.video.views import clip_embeddings, retouch_clips, to_frames
 from edgekit.data import Sample, content_hashes
 from edgekit.errors import LoadError
 from edgekit.models.teacher import Teacher
@@ -154,8 +155,8 @@ def _embed_views(teacher: Teacher, frames: list[Image.Image], views: list[Views]
         return np.stack([_embed(teacher, plain), _embed(teacher, plain.flip(-1))])
     size, found = teacher.preprocess.image_size, []
     for view in views:
-        pixels = cut_frames(frames, view.boxes[0], bool(view.flips[0]), size)
-        images = to_frames(np.ascontiguousarray(pixels)).float().div(255)
+        pixels = np.stack([cut(frame, view.boxes[0], bool(view.flips[0]), size) for frame in frames])
+        images = to_frames(pixels).float().div(255)
         found.append(_embed(teacher, retouch_clips(images[None], view)[0]))
     return np.stack(found)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from edgekit.compress.pictures.randaugment import apply_operations
@@ -72,18 +69,6 @@ def colour_clips(images: Tensor, views: Views) -> Tensor:
     batch, frames, _, height, width = images.shape
     tall = images.transpose(1, 2).reshape(batch, 3, frames * height, width)
     return colour(tall, views).view(batch, 3, frames, height, width).transpose(1, 2)
-
-
-def cut_frames(pictures: Sequence[Image.Image], box: NDArray[np.float32], flip: bool, size: int) -> NDArray[np.uint8]:
-    """Cut one crop box (left, top, width, height in shares) from full frames, antialiased, to (F, size, size, 3)."""
-    left, top, width, height = (float(v) for v in box)
-    frames = []
-    for picture in pictures:
-        w, h = picture.size
-        corners = (left * w, top * h, min((left + width) * w, w), min((top + height) * h, h))
-        frames.append(np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=corners)))
-    stacked = np.stack(frames)
-    return stacked[:, :, ::-1] if flip else stacked
 
 
 def clip_embeddings(frames: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -9,11 +9,11 @@ from PIL import Image
 
 from edgekit.compress.pictures.views import draw_views, render
 from edgekit.compress.recipe import AugmentConfig
+from edgekit.compress.store.sight import cut
 from edgekit.compress.training.randomness import sample_ids
 from edgekit.compress.video.views import (
     clip_embeddings,
     colour_clips,
-    cut_frames,
     kept_frames,
     render_clips,
     segment_frames,
@@ -78,9 +78,9 @@ def test_a_cut_is_that_of_the_renderer() -> None:
     geometry = AugmentConfig(crop_scale=(0.4, 0.6), flip=0.5)
     for number in range(4):
         views = draw_views(geometry, CONTRACT, np.ones(1, np.float32), IDS[number : number + 1], (0, "view", 0))
-        cut = cut_frames([smooth, smooth], views.boxes[0], bool(views.flips[0]), 24)
+        shown = cut(smooth, views.boxes[0], bool(views.flips[0]), 24).copy()
         drawn = render_clips(to_frames(np.array(smooth)[None, None]), views, 24)[0, 0]
-        assert (to_frames(cut[:1].copy())[0].float().div(255) - drawn).abs().mean() < 0.02
+        assert (to_frames(shown).float().div(255) - drawn).abs().mean() < 0.02
 
 
 def test_clip_embedding_is_the_unit_mean() -> None:

@@ -23,9 +23,9 @@ from edgekit.compress.clip.evaluation import (
 )
 from edgekit.compress.clip.gradcache import in_chunks, refuse_batch_norm
 from edgekit.compress.clip.recipe import CLIP_DEMO, CLIP_RECIPES, ClipRecipe, build_clip
+from edgekit.compress.pictures.fresh_views import FreshViews
 from edgekit.compress.pictures.pixels import PixelStore
-from edgekit.compress.pictures.views import draw_views, render
-from edgekit.compress.training.randomness import permutation, sample_ids, uniforms
+from edgekit.compress.training.randomness import uniforms
 from edgekit.models.clip import CLIP_FILE, Clip, ClipOutput, save_clip
 from edgekit.models.prompts import TEMPLATES
 from edgekit.models.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ class ClipTask:
         self.metric = _metric(recipe, data)
         if 0 < recipe.chunk_size < recipe.fit.batch_size:
             refuse_batch_norm(clip, recipe.vision)
-        self._ids = sample_ids([sample.key for sample in data.train.samples])
+        self._pictures = FreshViews(data.train, recipe.augment, clip.spec.preprocess, recipe.fit)
         self._counts = np.array([len(captions) for captions in data.captions])
         self._first = np.concatenate([[0], np.cumsum(self._counts)])
         self._tokens = tokenizer([caption for captions in data.captions for caption in captions])
@@ -82,24 +82,15 @@ class ClipTask:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches per epoch; their sizes differ by one at most."""
-        return max(1, round(len(self._ids) / self.recipe.fit.batch_size))
+        """Batches per epoch."""
+        return self._pictures.steps_per_epoch
 
     def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[ClipBatch]:
         """Yield the batches of a 1-based epoch from `start` on, a function of (seed, epoch); a caption per picture."""
-        fit = self.recipe.fit
-        chosen = uniforms(fit.seed, "caption", epoch, self._ids, 1)[:, 0]
+        chosen = uniforms(self.recipe.fit.seed, "caption", epoch, self._pictures.ids, 1)[:, 0]
         caption = self._first[:-1] + (chosen * self._counts).astype(np.int64)
-        for rows in np.array_split(permutation(fit.seed, epoch, self._ids), self.steps_per_epoch)[start:]:
-            yield ClipBatch(self._images(rows, epoch, device), self._texts(caption[rows], device))
-
-    def _images(self, rows: NDArray[np.int64], epoch: int, device: torch.device) -> Tensor:
-        train, contract = self.data.train, self.clip.spec.preprocess
-        at = (self.recipe.fit.seed, "augment", epoch)
-        views = draw_views(self.recipe.augment, contract, train.aspects[rows], self._ids[rows], at)
-        pixels = torch.from_numpy(train.pixels[rows]).to(device).permute(0, 3, 1, 2)
-        images = render(pixels, views, contract.image_size)
-        return images.contiguous(memory_format=torch.channels_last) if self.recipe.fit.channels_last else images
+        for rows in self._pictures.steps(epoch)[start:]:
+            yield ClipBatch(self._pictures.render(rows, epoch, device), self._texts(caption[rows], device))
 
     def _texts(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
         tokens = self._tokens[rows]

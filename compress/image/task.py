@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from edgekit.compress.image.recipe import ImageRecipe
 from edgekit.compress.parallel.shares import WHOLE, Split
-from edgekit.compress.pictures.pixels import PixelStore
-from edgekit.compress.pictures.views import draw_views, render
-from edgekit.compress.training.randomness import permutation, sample_ids
+from edgekit.compress.pictures.fresh_views import FreshViews
+from edgekit.compress.pictures.pixels import PixelStore, labels_of
 from edgekit.models.checkpoint import STUDENT_FILE, save_student
 from edgekit.models.student import Student
 
@@ -51,15 +50,16 @@ class ImageTask:
     def __init__(self, net: Student, recipe: ImageRecipe, train: PixelStore, val: PixelStore) -> None:
         self.model: nn.Module = net
         self.layer_decay = recipe.layer_decay
-        self.net, self.recipe, self.train, self.val = net, recipe, train, val
-        self._ids = sample_ids([sample.key for sample in train.samples])
-        self._labels = _labels(train)
-        self._val_labels = torch.from_numpy(_labels(val))
+        self.net, self.recipe, self.val = net, recipe, val
+        self._pictures = FreshViews(train, recipe.augment, net.spec.preprocess, recipe.fit)
+        self._labels, val_labels = labels_of(train), labels_of(val)
+        assert (self._labels >= 0).all() and (val_labels >= 0).all(), "pictures without label are left out before"
+        self._val_labels = torch.from_numpy(val_labels)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches per epoch; their sizes differ by one at most, so that no last batch is too small for batch norm."""
-        return max(1, round(len(self._ids) / self.recipe.fit.batch_size))
+        """Batches per epoch."""
+        return self._pictures.steps_per_epoch
 
     def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[ImageBatch]:
         """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch) alone."""
@@ -67,18 +67,17 @@ class ImageTask:
 
     def shares(self, epoch: int, device: torch.device, start: int, split: Split) -> Iterator[ImageBatch]:
         """Yield this process's parts of the batches of a 1-based epoch from number `start` on."""
-        order = permutation(self.recipe.fit.seed, epoch, self._ids)
-        batches = np.array_split(order, self.steps_per_epoch)
-        for number, rows in enumerate(batches[start:], start=start):
+        render = self._pictures.render
+        for number, rows in enumerate(self._pictures.steps(epoch)[start:], start=start):
             kept, partner = self._mix(rows, epoch, number)
             for places in split.parts(np.arange(len(rows))):
                 part, other = rows[places], partner[places]
-                images, labels = self._render(part, epoch, device), torch.from_numpy(self._labels[part]).to(device)
+                images, labels = render(part, epoch, device), torch.from_numpy(self._labels[part]).to(device)
                 share = len(places) / len(rows)
                 if kept == 1:
                     yield ImageBatch(images, labels, share=share)
                     continue
-                images = kept * images + (1 - kept) * self._render(other, epoch, device)
+                images = kept * images + (1 - kept) * render(other, epoch, device)
                 partners = torch.from_numpy(self._labels[other]).to(device)
                 yield ImageBatch(images, labels, partners, kept, share)
 
@@ -88,13 +87,6 @@ class ImageTask:
             return 1.0, rows
         generator = np.random.default_rng((self.recipe.fit.seed, epoch, number))
         return float(generator.beta(self.recipe.mixup, self.recipe.mixup)), rows[::-1]
-
-    def _render(self, rows: NDArray[np.int64], epoch: int, device: torch.device) -> Tensor:
-        contract, at = self.net.spec.preprocess, (self.recipe.fit.seed, "augment", epoch)
-        views = draw_views(self.recipe.augment, contract, self.train.aspects[rows], self._ids[rows], at)
-        pixels = torch.from_numpy(self.train.pixels[rows]).to(device).permute(0, 3, 1, 2)
-        images = render(pixels, views, contract.image_size)
-        return images.contiguous(memory_format=torch.channels_last) if self.recipe.fit.channels_last else images
 
     def batch_length(self, batch: ImageBatch) -> int:
         """Return the number of pictures in a batch."""
@@ -128,9 +120,3 @@ class ImageTask:
     def save(self, path: Path, model: nn.Module) -> None:
         """Write the classifier as a student's checkpoint, which export and bench take."""
         save_student(path, self.net, model)
-
-
-def _labels(store: PixelStore) -> NDArray[np.int64]:
-    labels = [sample.label for sample in store.samples]
-    assert None not in labels, "pictures without label are left out before"
-    return np.array(labels, np.int64)

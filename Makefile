@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all check lint types bench clean install
+.PHONY: demo test test-all check lint types bench web clean install
 
 install: $(STAMP)
 
@@ -41,6 +41,12 @@ types: $(STAMP)
 
 bench: $(STAMP)  ## against the exporters of torch, ONNX Runtime and LiteRT as they come
 	$(BIN)/python -m edgekit.bench.against_naive -o bench-results.md
+
+# npm's lock file pins the bytes; nothing of these packages is run here, they are only copied.
+web: $(STAMP)  ## the runtimes that `edgekit bench --device web` serves to a browser
+	mkdir -p build/web && cp bench/devices/web/package.json bench/devices/web/package-lock.json build/web/
+	npm ci --prefix build/web --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(BIN)/python -m edgekit.bench.devices.web.assets build/web/node_modules
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache

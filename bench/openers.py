@@ -66,3 +66,14 @@ class _TeacherSession:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         return {"embedding": np.asarray(self._teacher(torch.from_numpy(images)).numpy(), np.float32)}
+
+
+def precision(path: str) -> str:
+    """Return what a file's weights are stored in.
+
+    Raises:
+        LoadError: it cannot be read.
+    """
+    from edgekit.export.audit import stored_precision
+
+    return str(stored_precision(Path(path)))

@@ -9,9 +9,10 @@ from pathlib import Path
 from edgekit.bench.accuracy import Progress
 from edgekit.bench.results import GoldenParity
 from edgekit.bench.state import State
-from edgekit.errors import EdgekitError, LoadError, VerificationError
+from edgekit.errors import EdgekitError, LoadError
 from edgekit.export.golden import Golden, read_golden
-from edgekit.export.parity import GATES, compare_outputs, failures
+from edgekit.export.parity import GATES
+from edgekit.export.verify_file import golden_parity
 from edgekit.preprocess import to_input
 
 
@@ -45,16 +46,15 @@ def _read(path: Path) -> Golden | LoadError:
 
 def _prove(state: State, golden: Golden) -> None:
     assert state.worker is not None
+    candidate = state.candidate
+    assert candidate.claimed is not None
     try:
         found = state.worker(to_input(golden.pixels))
-        parity = compare_outputs(golden.outputs, found)
     except EdgekitError as e:
         state.fail(f"on golden vectors: {e}")
         return
-    except ValueError as e:  # the outputs do not fit those of PyTorch
-        state.fail(str(VerificationError(f"it does not give what its bundle says: {e}")))
-        return
-    state.row = replace(state.row, parity=GoldenParity.of(parity))
-    missed = failures(parity, GATES[state.candidate.claimed]) if state.candidate.claimed else ()
-    if missed:
-        state.fail(f"on this device it does not compute what it should: {'; '.join(missed)}")
+    parity, problems = golden_parity(found, golden, candidate.outputs, GATES[candidate.claimed])
+    if parity is not None:
+        state.row = replace(state.row, parity=GoldenParity.of(parity))
+    if problems:
+        state.fail(f"on this device it does not compute what it should: {'; '.join(problems)}")

@@ -19,6 +19,13 @@ from edgekit.terminal import print_json
     type=EXISTING,
     help="Run folder: its PyTorch student is what speed-ups refer to, its teacher is shown.",
 )
+@click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    metavar="DEVICE",
+    help="What measures: local; web, any phone's browser; ssh:USER@HOST[:PORT]; adb[:SERIAL]; apple:DEVICE.",
+)
 @click.option("--data", type=EXISTING, help="Labelled pictures; without them only latency is measured.")
 @click.option("--val-fraction", type=float, help="As for distill.")
 @click.option("--max-images", type=click.IntRange(1), help="Most validation pictures.  [default: all]")
@@ -53,11 +60,13 @@ def bench(**options: Any) -> int:
     terminal = make_terminal(options["quiet"], options["verbose"])
 
     from edgekit.atomic import refuse_existing, write_json, write_text
+    from edgekit.bench.devices.naming import DeviceOptions, open_device
     from edgekit.bench.latency import LatencyConfig
-    from edgekit.bench.run import BenchConfig, run_bench
+    from edgekit.bench.run import BenchConfig
     from edgekit.bench.store import add_run
     from edgekit.bench.table import render_markdown, render_terminal
 
+    device = open_device(options["device"], DeviceOptions(terminal.say))
     output: Path | None = options["output"]
     if output is not None:
         refuse_existing(output, overwrite=options["overwrite"])
@@ -74,7 +83,7 @@ def bench(**options: Any) -> int:
         batch_size=options["batch_size"],
         duration_s=options["duration_s"],
     )
-    report = run_bench(config, terminal.bar)
+    report = device.bench(config, terminal.bar)
     if not options["quiet"]:
         terminal.console.print(render_terminal(report, terminal.console.width))
     if output is not None:

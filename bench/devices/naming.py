@@ -1,0 +1,61 @@
+"""`--device`: from a name to what measures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.bench.devices.device import Device, LocalDevice, Say
+from edgekit.errors import UsageError, did_you_mean
+
+DEVICES_HELP = "local, web, ssh:USER@HOST[:PORT], adb[:SERIAL] or apple:DEVICE"
+_SERIAL = re.compile(r"[\w.:\-\[\]]{1,128}")
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """What some devices need beside their name.
+
+    Attributes:
+        say: shows a line to the user.
+        benchmark_model: TensorFlow Lite's benchmark tool for the phone's processor; adb alone.
+        remote_command: how edgekit is called on the other computer; ssh alone.
+    """
+
+    say: Say
+    benchmark_model: Path | None = None
+    remote_command: str = "edgekit"
+
+
+def open_device(name: str, options: DeviceOptions) -> Device:
+    """Return the device of a name; nothing is connected yet.
+
+    Raises:
+        UsageError: no such device, or its address makes no sense.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind not in DEVICES:
+        raise UsageError(f"--device '{name}' is not known: {did_you_mean(kind, DEVICES)} Give {DEVICES_HELP}")
+    if colon and not rest:
+        raise UsageError(f"--device '{name}' ends in a colon; give {DEVICES_HELP}")
+    if options.benchmark_model is not None and kind != "adb":
+        raise UsageError("--benchmark-model is for --device adb alone")
+    return DEVICES[kind](rest, options)
+
+
+def _local(rest: str, options: DeviceOptions) -> Device:
+    if rest:
+        raise UsageError(f"--device local takes no address, got '{rest}'; give {DEVICES_HELP}")
+    return LocalDevice()
+
+
+def _web(rest: str, options: DeviceOptions) -> Device:
+    from edgekit.bench.devices.web.address import WebAddress
+    from edgekit.bench.devices.web.device import WebDevice
+
+    return WebDevice(WebAddress.parse(rest), options.say)
+
+
+DEVICES: Mapping[str, Callable[[str, DeviceOptions], Device]] = {"local": _local, "web": _web}

@@ -1,0 +1,118 @@
+"""The files that the page is made of, by the name they are served under; nothing else can be asked for.
+
+The runtimes come from npm when the project is built, `make web`, and are kept compressed beside this file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.atomic import write_bytes
+from edgekit.errors import LoadError
+
+_HERE = Path(__file__).parent
+_VENDOR = _HERE / "vendor"
+_JS = "text/javascript; charset=utf-8"
+_WASM = "application/wasm"
+PAGE: Mapping[str, str] = {
+    "": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": _JS,
+    "models.js": _JS,
+    "view.js": _JS,
+    "wire.js": _JS,
+}
+"""What is ours; "" is the page itself."""
+_ORT, _LITERT = "onnxruntime-web/dist", "@litertjs/core"
+RUNTIMES: Mapping[str, tuple[str, str]] = {
+    "ort.js": (f"{_ORT}/ort.wasm.bundle.min.mjs", _JS),
+    "ort.wasm": (f"{_ORT}/ort-wasm-simd-threaded.wasm", _WASM),
+    "ort-gpu.js": (f"{_ORT}/ort.webgpu.bundle.min.mjs", _JS),
+    "ort-gpu.wasm": (f"{_ORT}/ort-wasm-simd-threaded.asyncify.wasm", _WASM),
+    "litert.js": (f"{_LITERT}/dist/index.js", _JS),
+    "wasm-utils.js": ("@litertjs/wasm-utils/dist/index.js", _JS),
+    **{
+        f"litert_wasm_{build}.{kind}": (f"{_LITERT}/wasm/litert_wasm_{build}.{kind}", mime)
+        for build in ("internal", "compat_internal", "jspi_internal")
+        for kind, mime in (("js", _JS), ("wasm", _WASM))
+    },
+}
+"""Served name -> (path in node_modules, type). "jspi" is the build of LiteRT.js that uses WebGPU."""
+_PACKAGES: Mapping[str, str] = {"onnxruntime-web": "onnx", "@litertjs/core": "tflite"}
+_VERSIONS_FILE = "versions.json"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file to serve.
+
+    Attributes:
+        content: its bytes, compressed where `gzipped`.
+        media_type: for the Content-Type header.
+        gzipped: whether `content` is gzip.
+    """
+
+    content: bytes
+    media_type: str
+    gzipped: bool
+
+
+def read_assets() -> dict[str, Asset]:
+    """Return everything that the page is made of.
+
+    Raises:
+        LoadError: the runtimes are not here.
+    """
+    missing = [name for name in (*(f"{n}.gz" for n in RUNTIMES), _VERSIONS_FILE) if not (_VENDOR / name).is_file()]
+    if missing:
+        raise LoadError(
+            f"the page's runtimes are not here ({len(missing)} files, e.g. {missing[0]}): run `make web` in a checkout "
+            "of edgekit, once, with npm and a network"
+        )
+    found = {
+        name: Asset((_HERE / "page" / (name or "index.html")).read_bytes(), media_type, gzipped=False)
+        for name, media_type in PAGE.items()
+    }
+    for name, (_, media_type) in RUNTIMES.items():
+        found[name] = Asset((_VENDOR / f"{name}.gz").read_bytes(), media_type, gzipped=True)
+    return found
+
+
+def runtime_versions() -> dict[str, str]:
+    """Return the version of the runtime of each format."""
+    versions: dict[str, str] = json.loads((_VENDOR / _VERSIONS_FILE).read_text(encoding="utf-8"))
+    return versions
+
+
+def collect(node_modules: Path) -> int:
+    """Compress the runtimes of an npm folder into this package; return their bytes.
+
+    Raises:
+        LoadError: a file is not there.
+    """
+    _VENDOR.mkdir(exist_ok=True)
+    total = 0
+    for name, (source, _) in RUNTIMES.items():
+        path = node_modules / source
+        if not path.is_file():
+            raise LoadError(f"{path} is not there; run npm ci in the folder above node_modules")
+        content = path.read_bytes()
+        if name == "litert.js":  # its one bare import, which a browser cannot resolve
+            content = content.replace(b'"@litertjs/wasm-utils"', b'"./wasm-utils.js"')
+        packed = gzip.compress(content, 9, mtime=0)
+        write_bytes(_VENDOR / f"{name}.gz", packed)
+        total += len(packed)
+    versions = {}
+    for package, form in _PACKAGES.items():
+        versions[form] = json.loads((node_modules / package / "package.json").read_text(encoding="utf-8"))["version"]
+    write_bytes(_VENDOR / _VERSIONS_FILE, json.dumps(versions).encode())
+    return total
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{collect(Path(sys.argv[1])) / 1e6:.1f} MB of runtimes for the bench page\n")

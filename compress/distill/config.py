@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.store.format import is_store
+from edgekit.compress.training.run_folder import plain_settings
 from edgekit.errors import UsageError
 from edgekit.models.prompts import TEMPLATES
 from edgekit.models.student import check_arch, has_fixed_size
@@ -120,6 +121,4 @@ class DistillConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved settings, for config.yaml."""
-        plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        lists = {name: list(getattr(self, name)) for name in ("teachers", "teacher_weights", "templates")}
-        return {**plain, **lists, "recipe": self.recipe.model_dump(mode="json")}
+        return plain_settings(vars(self))

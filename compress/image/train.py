@@ -23,7 +23,7 @@ from edgekit.compress.training.history import read_history
 from edgekit.compress.training.loop import FitResult, fit
 from edgekit.compress.training.order import steps_per_epoch
 from edgekit.compress.training.phases import EarlierPhase, load_phase, take_over
-from edgekit.compress.training.run_folder import RunFolder
+from edgekit.compress.training.run_folder import RunFolder, plain_settings
 from edgekit.compress.training.run_lock import locked
 from edgekit.compress.training.start import begin, go_on, look
 from edgekit.data import ImageDataset, check_broken, load_dataset
@@ -80,8 +80,7 @@ class TrainImageConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved settings, for config.yaml."""
-        plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        return {**plain, "recipe": self.recipe.model_dump(mode="json")}
+        return plain_settings(vars(self))
 
 
 def train_image(

@@ -20,7 +20,7 @@ from edgekit.compress.text.task import TeacherSays, TextData, TextTask
 from edgekit.compress.training.changed_settings import Allowed
 from edgekit.compress.training.loop import FitResult, fit
 from edgekit.compress.training.order import steps_per_epoch
-from edgekit.compress.training.run_folder import RunFolder
+from edgekit.compress.training.run_folder import RunFolder, plain_settings
 from edgekit.compress.training.run_lock import locked
 from edgekit.compress.training.start import begin, go_on, look
 from edgekit.errors import UsageError
@@ -60,18 +60,19 @@ class TextConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved settings, for config.yaml."""
         files = self.files
-        return {
-            "data": str(files.train),
-            "val": str(files.val) if files.val else None,
-            "test": str(files.test) if files.test else None,
+        settings = {
+            "data": files.train,
+            "val": files.val,
+            "test": files.test,
             "val_fraction": files.val_fraction,
-            "classes": list(files.classes),
-            "columns": [files.text_column, files.label_column],
-            "output": str(self.output),
+            "classes": files.classes,
+            "columns": (files.text_column, files.label_column),
+            "output": self.output,
             "encoder": self.encoder,
-            "teacher": str(self.teacher) if self.teacher else None,
-            "recipe": self.recipe.model_dump(mode="json"),
+            "teacher": self.teacher,
+            "recipe": self.recipe,
         }
+        return plain_settings(settings)
 
 
 @dataclass(frozen=True)

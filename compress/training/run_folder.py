@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel
 
 from edgekit import atomic
 from edgekit.errors import LoadError
@@ -144,6 +145,19 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             if isinstance(row, dict) and isinstance(row.get("epoch"), int):
                 rows.append(row)
     return rows
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as config.yaml holds them: paths as text, tuples as lists, recipes as mappings."""
+    return {name: _plain(value) for name, value in settings.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from edgekit.atomic import WriteError
-from edgekit.compress.training.run_folder import RunFolder, environment
+from edgekit.compress.training.run_folder import RunFolder, environment, plain_settings
+from edgekit.compress.training.schedule import ScheduleConfig
 from edgekit.errors import LoadError
 
 
@@ -45,6 +46,21 @@ def test_damaged_facts_are_refused_when_read_and_when_merged(run: RunFolder, con
         with pytest.raises(LoadError, match="run"):
             use()
     assert run.facts_path.read_text(encoding="utf-8") == content
+
+
+def test_settings_become_what_the_settings_file_reads_back() -> None:
+    schedule = ScheduleConfig(name="wsd")
+    plain = plain_settings(
+        {"data": Path("a/b"), "weights": None, "frames": 8, "teachers": ("x", "y"), "plan": schedule}
+    )
+    assert plain == yaml.safe_load(yaml.safe_dump(plain))
+    assert plain == {
+        "data": str(Path("a/b")),
+        "weights": None,
+        "frames": 8,
+        "teachers": ["x", "y"],
+        "plan": schedule.model_dump(),
+    }
 
 
 def test_a_folder_without_facts_is_no_run(tmp_path: Path) -> None:

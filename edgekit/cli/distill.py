@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from edgekit.cli.config_file import config_option
-from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
-from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
+from edgekit.cli.options import EXISTING, given_or, make_terminal, output_options, picture_options, talk_options
+from edgekit.cli.training_options import GUARD_FIELDS, guard_options, how_to_start, resume_options, seed_options
 from edgekit.terminal import print_json
 
 _FIT_FIELDS = ("epochs", "batch_size", "accumulate", "lr", "weight_decay", "seed", "device")
@@ -20,18 +19,7 @@ _RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "d
 
 
 @click.command()
-@click.option(
-    "--data",
-    type=EXISTING,
-    required=True,
-    help="DIR/{train,val}/<class>/*, DIR/<class>/*, or a CSV (path,label[,split]).",
-)
-@click.option(
-    "--val-fraction", type=float, help="Share of each class kept for validation, where the data has no split."
-)
-@click.option(
-    "--max-broken", type=float, default=0.01, show_default=True, help="Share of unreadable pictures to tolerate."
-)
+@picture_options()
 @click.option(
     "--teacher",
     "teachers",
@@ -90,8 +78,7 @@ _RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "d
 @click.option("--gamma", type=float, help="Weight of the task loss.")
 @click.option("--temperature", type=float, help="Temperature of the response loss.")
 @click.option("--views", type=int, help="Augmented views per picture that the teacher embeds.")
-@click.option("--seed", type=int, help="Seed of everything random.")
-@click.option("--device", help="auto, cpu, mps or cuda.")
+@seed_options
 @click.option("--teacher-store", type=EXISTING, help="A store by `edgekit teach`, or a folder of stores.")
 @click.option("--schedule", help="Learning-rate schedule by name; its parameters come from the recipe.")
 @guard_options
@@ -132,30 +119,22 @@ def distill(**options: Any) -> None:
         max_broken=options["max_broken"],
         teacher_cache=options["teacher_store"],
     )
-    summary = run_distill(
-        config,
-        terminal,
-        overwrite=options["overwrite"],
-        resume=bool(options["resume"]),
-        allow_change=options["allow_change"],
-    )
+    summary = run_distill(config, terminal, **how_to_start(options))
     if options["as_json"] and joined().is_main:
         print_json("distill", dict(summary.facts))
 
 
 def _student(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the student's name and input: those given, else those of the run that this one begins from."""
-    given = {name: options[name] for name in ("student", "image_size", "frames", "positions")}
     if options["init_from"] is None:
-        return given
+        return {name: options[name] for name in ("student", "image_size", "frames", "positions")}
     from edgekit.models.checkpoint import load_student
 
     spec = load_student(options["init_from"]).spec
-    source = click.get_current_context().get_parameter_source
     kept = {
         "student": spec.arch,
         "image_size": spec.image_size,
         "frames": spec.frames,
         "positions": spec.positions,
     }
-    return {name: kept[name] if source(name) is ParameterSource.DEFAULT else value for name, value in given.items()}
+    return given_or(options, kept)

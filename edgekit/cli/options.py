@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from edgekit.terminal import Terminal
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 EXISTING = click.Path(path_type=Path)
+
+
+def picture_options(
+    data: str = "DIR/{train,val}/<class>/*, DIR/<class>/*, or a CSV (path,label[,split]).",
+) -> Callable[[_Command], _Command]:
+    """Add --data, --val-fraction and --max-broken; `data` says which data the command takes."""
+
+    def add(command: _Command) -> _Command:
+        command = click.option(
+            "--max-broken",
+            type=float,
+            default=0.01,
+            show_default=True,
+            help="Share of unreadable pictures to tolerate.",
+        )(command)
+        command = click.option(
+            "--val-fraction", type=float, help="Share of each class kept for validation, where the data has no split."
+        )(command)
+        return click.option("--data", type=EXISTING, required=True, help=data)(command)
+
+    return add
+
+
+def given_or(options: Mapping[str, Any], otherwise: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the running command that `otherwise` names, with its values for those not given."""
+    source = click.get_current_context().get_parameter_source
+    return {name: v if source(name) is ParameterSource.DEFAULT else options[name] for name, v in otherwise.items()}
 
 
 def output_options(default: str, what: str) -> Callable[[_Command], _Command]:

@@ -8,22 +8,13 @@ from typing import Any
 import click
 
 from edgekit.cli.config_file import config_option
-from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
+from edgekit.cli.options import make_terminal, output_options, picture_options, talk_options
 from edgekit.terminal import print_json
 
 
 @click.command()
-@click.option(
-    "--data",
-    type=EXISTING,
-    required=True,
-    help="DIR/{train,val}/<class>/*, DIR/<class>/*, a CSV (path,label[,split]), or shards by `edgekit data shard`.",
-)
-@click.option(
-    "--val-fraction", type=float, help="Share of each class kept for validation, where the data has no split."
-)
-@click.option(
-    "--max-broken", type=float, default=0.01, show_default=True, help="Share of unreadable pictures to tolerate."
+@picture_options(
+    "DIR/{train,val}/<class>/*, DIR/<class>/*, a CSV (path,label[,split]), or shards by `edgekit data shard`."
 )
 @click.option(
     "--teacher",

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from edgekit.cli.config_file import config_option
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
-from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
+from edgekit.cli.training_options import GUARD_FIELDS, guard_options, how_to_start, resume_options, seed_options
 from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ _RECIPE = ("image_size", "vision", "loss", "chunk_size", "checkpoint_blocks", "f
     type=EXISTING,
     help="Run folder or clip.safetensors that this run trains on; a run folder tells all other settings.",
 )
-@click.option("--seed", type=int, help="Seed of everything random.")
-@click.option("--device", help="auto, cpu, mps or cuda.")
+@seed_options
 @guard_options
 @config_option
 @resume_options
@@ -97,13 +96,7 @@ def train_clip(**options: Any) -> None:
         vision_weights=options["vision_weights"],
         init_from=options["init_from"],
     )
-    run_training(
-        config,
-        terminal,
-        overwrite=options["overwrite"],
-        resume=bool(options["resume"]),
-        allow_change=options["allow_change"],
-    )
+    run_training(config, terminal, **how_to_start(options))
     if options["as_json"]:
         print_json("train-clip", RunFolder(output).facts())
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from edgekit.cli.config_file import set_defaults
-from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
-from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
+from edgekit.cli.options import EXISTING, given_or, make_terminal, output_options, picture_options, talk_options
+from edgekit.cli.training_options import GUARD_FIELDS, guard_options, how_to_start, resume_options, seed_options
 from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
@@ -38,18 +37,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 
 @click.command("image")
-@click.option(
-    "--data",
-    type=EXISTING,
-    required=True,
-    help="DIR/{train,val}/<class>/*, DIR/<class>/*, or a CSV (path,label[,split]).",
-)
-@click.option(
-    "--val-fraction", type=float, help="Share of each class kept for validation, where the data has no split."
-)
-@click.option(
-    "--max-broken", type=float, default=0.01, show_default=True, help="Share of unreadable pictures to tolerate."
-)
+@picture_options()
 @click.option(
     "--model",
     default="resnet50",
@@ -78,8 +66,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--min-lr", type=float, help="Lowest learning rate.")
 @click.option("--warmup-epochs", type=float, help="Epochs in which the rate rises.  [default: a twentieth of all]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="bf16 runs under autocast.")
-@click.option("--seed", type=int, help="Seed of everything random.")
-@click.option("--device", help="auto, cpu, mps or cuda.")
+@seed_options
 @guard_options
 @click.option(
     "--config",
@@ -112,13 +99,7 @@ def train_image(**options: Any) -> None:
         output=Path(options["output"]),
         recipe=_recipe(options),
     )
-    run_training(
-        config,
-        terminal,
-        overwrite=options["overwrite"],
-        resume=bool(options["resume"]),
-        allow_change=options["allow_change"],
-    )
+    run_training(config, terminal, **how_to_start(options))
     if options["as_json"]:
         print_json("train-image", RunFolder(config.output).facts())
 
@@ -136,12 +117,9 @@ def _recipe(options: Mapping[str, Any]) -> ImageRecipe:
 
 def _net(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model's name and size: those given, else those of the run that this one begins from."""
-    given = {"model": options["model"], "image_size": options["image_size"]}
     if options["init_from"] is None:
-        return given
+        return {"model": options["model"], "image_size": options["image_size"]}
     from edgekit.models.checkpoint import load_student
 
     spec = load_student(options["init_from"]).spec
-    source = click.get_current_context().get_parameter_source
-    kept = {"model": spec.arch, "image_size": spec.image_size}
-    return {name: kept[name] if source(name) is ParameterSource.DEFAULT else value for name, value in given.items()}
+    return given_or(options, {"model": spec.arch, "image_size": spec.image_size})

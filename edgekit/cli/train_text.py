@@ -9,7 +9,7 @@ import click
 
 from edgekit.cli.config_file import config_option
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
-from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
+from edgekit.cli.training_options import GUARD_FIELDS, guard_options, how_to_start, resume_options, seed_options
 from edgekit.terminal import print_json
 
 _FIT = ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision", *GUARD_FIELDS)
@@ -54,8 +54,7 @@ _RECIPE = ("max_length", "vocab_size", "alpha", "beta", "gamma", "temperature", 
 @click.option("--gamma", type=float, help="Weight of the task loss.")
 @click.option("--temperature", type=float, help="Temperature of the response loss.")
 @click.option("--label-smoothing", type=float, help="Of the task loss.")
-@click.option("--seed", type=int, help="Seed of everything random.")
-@click.option("--device", help="auto, cpu, mps or cuda.")
+@seed_options
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the arithmetic.  [default: fp32]")
 @click.option("--layer-decay", type=float, help="Each layer's rate is this factor of the next one's, e.g. 0.75.")
 @click.option("--schedule", help="Learning-rate schedule by name: linear, cosine, …")
@@ -91,12 +90,6 @@ def train_text(**options: Any) -> None:
         label_column=options["label_column"],
     )
     config = TextConfig(files, Path(options["output"]), recipe, options["encoder"], options["teacher"])
-    summary = run_training(
-        config,
-        terminal,
-        overwrite=options["overwrite"],
-        resume=bool(options["resume"]),
-        allow_change=options["allow_change"],
-    )
+    summary = run_training(config, terminal, **how_to_start(options))
     if options["as_json"]:
         print_json("train-text", dict(summary.facts))

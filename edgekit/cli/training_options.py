@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -40,6 +40,21 @@ def resume_options(command: _Command) -> _Command:
         type=_Resume(),
         help="Continue the run in --output from its last saved step; begin it where there is none.",
     )(command)
+
+
+def how_to_start(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what --overwrite, --resume and --allow-change say, as every training takes it."""
+    return {
+        "overwrite": options["overwrite"],
+        "resume": bool(options["resume"]),
+        "allow_change": options["allow_change"],
+    }
+
+
+def seed_options(command: _Command) -> _Command:
+    """Add --seed and --device; the command gets None for those not given."""
+    command = click.option("--device", help="auto, cpu, mps or cuda.")(command)
+    return click.option("--seed", type=int, help="Seed of everything random.")(command)
 
 
 def guard_options(command: _Command) -> _Command:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,14 @@ from typing import Any
 
 from edgekit.captions import CaptionedSet, CaptionSplit
 from edgekit.compress.clip.task import ClipData
-from edgekit.compress.pictures.pixels import PixelStore, decode_eval, decode_train
-from edgekit.data import check_broken
+from edgekit.compress.pictures.decoding import decode_both
+from edgekit.compress.pictures.pixels import PixelStore
 from edgekit.errors import DataError
 from edgekit.listing import name_some
 from edgekit.models.tokenizer import Tokenizer
 from edgekit.preprocess import Preprocess
 from edgekit.terminal import Terminal
 
-STORE_SCALE = 1.25
-"""Training pictures are kept a little larger than the towers' input, so that crops need not be blown up much."""
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -77,15 +74,8 @@ def decode_captioned(
     Raises:
         DataError: more than the share `max_broken` of them is broken.
     """
-    total = len(split.train.samples) + len(split.val.samples)
-    with terminal.bar("reading pictures", total) as advance:
-        size = math.ceil(contract.image_size * STORE_SCALE)
-        train = decode_train(split.train.samples, size, scratch=scratch, advance=advance)
-        val = decode_eval(split.val.samples, contract, scratch=scratch, advance=advance)
-    broken = train.broken | val.broken
-    check_broken(broken, total, max_broken)
-    for reason in broken.values():
-        terminal.warn(f"skipped: {reason}")
+    sides = split.train.samples, split.val.samples
+    train, val = decode_both(sides, contract, scratch, terminal, max_broken=max_broken)
     captions, val_captions = _of(split.train, train), _of(split.val, val)
     facts = {
         "fingerprint": split.fingerprint(),
@@ -94,7 +84,7 @@ def decode_captioned(
         "labelled": sum(map(len, captions)),
         "val": len(val.samples),
         "val_captions": sum(map(len, val_captions)),
-        "broken": sorted(broken),
+        "broken": sorted({*train.broken, *val.broken}),
     }
     return DecodedCaptions(ClipData(train, captions, val, val_captions=val_captions), facts)
 

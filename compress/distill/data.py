@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,27 +11,25 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.compress.distill.config import DistillConfig
-from edgekit.compress.distill.report import data_facts, describe_teacher
+from edgekit.compress.distill.report import describe_teacher
 from edgekit.compress.distill.task import DistillData
 from edgekit.compress.parallel.processes import joined
+from edgekit.compress.pictures.decoding import data_facts, decode_both
 from edgekit.compress.pictures.online_source import OnlineSource
-from edgekit.compress.pictures.pixels import PixelStore, decode_eval, decode_train, labels_of
+from edgekit.compress.pictures.pixels import PixelStore, labels_of
 from edgekit.compress.pictures.source import Source, StoredSource
 from edgekit.compress.store.embeddings_file import read_embeddings
 from edgekit.compress.store.probe import ClassHead
 from edgekit.compress.store.table import TeacherTable, plain_rows
 from edgekit.compress.store.teach import file_ids, pictures_of
 from edgekit.compress.store.teachers import Pictures, ask, class_head, probe, teacher_weights
-from edgekit.data import ImageDataset, Sample, check_broken, load_dataset
+from edgekit.data import ImageDataset, Sample, load_dataset
 from edgekit.errors import UsageError
 from edgekit.listing import Kind
 from edgekit.models.teacher import Teacher
 from edgekit.preprocess import Preprocess
 from edgekit.shards import ShardDataset, is_shards, load_shards
 from edgekit.terminal import Terminal
-
-STORE_SCALE = 1.25
-"""Training pictures are kept a little larger than the student's input, so that crops need not be blown up much."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,10 @@ def prepare(
         from edgekit.compress.video.data import prepare_clips  # it builds on this module
 
         return prepare_clips(config, dataset, contract, device, terminal)
-    train, val, dataset = _decode(config, dataset, contract, terminal)
+    train, val = decode_both(
+        (dataset.train, dataset.val), contract, config.output.parent, terminal, max_broken=config.max_broken
+    )
+    dataset = dataset.without((train.broken | val.broken).keys())
     facts = data_facts(dataset, train, val)
     with joined().main_first():  # it asks the teacher; the others find its store
         taught = _ask(config, train, val, dataset.classes, device, terminal)
@@ -114,21 +114,6 @@ def prepare(
     views = 0 if taught.table is None else taught.table.num_views
     described = describe_teacher(taught.facts, views, taught.val, taught.head, val)
     return Prepared(DistillData(source, val, taught.val, taught.head), dataset, facts, described, taught.val.shape[1])
-
-
-def _decode(
-    config: DistillConfig, dataset: ImageDataset, contract: Preprocess, terminal: Terminal
-) -> tuple[PixelStore, PixelStore, ImageDataset]:
-    scratch = config.output.parent
-    with terminal.bar("reading pictures", len(dataset.train) + len(dataset.val)) as advance:
-        size = math.ceil(contract.image_size * STORE_SCALE)
-        train = decode_train(dataset.train, size, scratch=scratch, advance=advance)
-        val = decode_eval(dataset.val, contract, scratch=scratch, advance=advance)
-    broken = train.broken | val.broken
-    check_broken(broken, len(dataset.train) + len(dataset.val), config.max_broken)
-    for reason in broken.values():
-        terminal.warn(f"skipped: {reason}")
-    return train, val, dataset.without(broken.keys())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from edgekit.compress.show.plots import plot_run
 from edgekit.compress.store.probe import ClassHead
 from edgekit.compress.training.loop import FitResult
 from edgekit.compress.training.run_folder import RunFolder
-from edgekit.data import ImageDataset
 from edgekit.models.complexity import measure_complexity
 from edgekit.models.student import Student
 from edgekit.terminal import Terminal, human_bytes, human_count, percent
@@ -71,19 +70,6 @@ def describe_student(student: Student) -> dict[str, Any]:
         "parameters": cost.parameters,
         "macs": cost.macs,
         "size_bytes": cost.size_bytes,
-    }
-
-
-def data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> dict[str, Any]:
-    """Return the data's facts."""
-    return {
-        "root": str(dataset.root),
-        "fingerprint": dataset.fingerprint(),
-        "classes": list(dataset.classes),
-        "train": len(train.samples),
-        "labelled": sum(s.label is not None for s in train.samples),
-        "val": len(val.samples),
-        "broken": sorted({*train.broken, *val.broken}),
     }
 
 

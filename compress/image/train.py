@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from edgekit.compress.guard.plan_ahead import refuse_restarts
 from edgekit.compress.image.recipe import ImageRecipe
 from edgekit.compress.image.task import ImageTask
 from edgekit.compress.parallel.single_process import refuse_several
-from edgekit.compress.pictures.pixels import PixelStore, decode_eval, decode_train
+from edgekit.compress.pictures.decoding import data_facts, decode_both
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.show.run_plots import plot_runs
 from edgekit.compress.training.changed_settings import Allowed
@@ -26,16 +25,13 @@ from edgekit.compress.training.phases import EarlierPhase, load_phase, take_over
 from edgekit.compress.training.run_folder import RunFolder, plain_settings
 from edgekit.compress.training.run_lock import locked
 from edgekit.compress.training.start import begin, go_on, look
-from edgekit.data import ImageDataset, check_broken, load_dataset
+from edgekit.data import ImageDataset, load_dataset
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.interval import wilson
 from edgekit.models.complexity import measure_complexity
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, student_preprocess
 from edgekit.terminal import Terminal, human_bytes, human_count, percent
-
-STORE_SCALE = 1.25
-"""Training pictures are kept a little larger than the net's input, so that crops need not be blown up much."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +108,15 @@ def train_image(
         refuse_restarts(recipe.fit, steps_per_epoch(len(dataset.train), recipe.fit.batch_size))
     earlier = load_phase(config.init_from) if config.init_from is not None else None
     net = _build(config, dataset, earlier)
-    train, val, dataset = _decode(config, dataset, net, terminal)
-    facts = _data_facts(dataset, train, val)
+    train, val = decode_both(
+        (dataset.train, dataset.val),
+        net.spec.preprocess,
+        config.output.parent,
+        terminal,
+        max_broken=config.max_broken,
+    )
+    dataset = dataset.without((train.broken | val.broken).keys())
+    facts = data_facts(dataset, train, val)
     with locked(run.path):
         if start.resume:
             go_on(run, config.to_dict(), facts, start.changes, terminal)
@@ -143,34 +146,6 @@ def _build(config: TrainImageConfig, dataset: ImageDataset, earlier: EarlierPhas
     if earlier is not None:
         take_over(net, earlier)
     return net
-
-
-def _decode(
-    config: TrainImageConfig, dataset: ImageDataset, net: Student, terminal: Terminal
-) -> tuple[PixelStore, PixelStore, ImageDataset]:
-    scratch, total = config.output.parent, len(dataset.train) + len(dataset.val)
-    contract = net.spec.preprocess
-    with terminal.bar("reading pictures", total) as advance:
-        size = math.ceil(contract.image_size * STORE_SCALE)
-        train = decode_train(dataset.train, size, scratch=scratch, advance=advance)
-        val = decode_eval(dataset.val, contract, scratch=scratch, advance=advance)
-    broken = train.broken | val.broken
-    check_broken(broken, total, config.max_broken)
-    for reason in broken.values():
-        terminal.warn(f"skipped: {reason}")
-    return train, val, dataset.without(broken.keys())
-
-
-def _data_facts(dataset: ImageDataset, train: PixelStore, val: PixelStore) -> dict[str, Any]:
-    return {
-        "root": str(dataset.root),
-        "fingerprint": dataset.fingerprint(),
-        "classes": list(dataset.classes),
-        "train": len(train.samples),
-        "labelled": len(train.samples),
-        "val": len(val.samples),
-        "broken": sorted({*train.broken, *val.broken}),
-    }
 
 
 def _begin(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekit.compress.distill.config import DistillConfig
-from edgekit.compress.distill.data import STORE_SCALE, Prepared
+from edgekit.compress.distill.data import Prepared
 from edgekit.compress.distill.report import describe_teacher
 from edgekit.compress.distill.task import DistillData
 from edgekit.compress.parallel.processes import joined
+from edgekit.compress.pictures.decoding import stored_size, tolerate
 from edgekit.compress.pictures.pixels import Decoded, PixelStore, decode_rows
 from edgekit.compress.pictures.stream_source import StreamSource
 from edgekit.compress.store.format import content_digest, picture_ids
@@ -40,7 +40,10 @@ PROBED = 8192
 def prepare_stream(
     config: DistillConfig, dataset: ShardDataset, contract: Preprocess, device: torch.device, terminal: Terminal
 ) -> Prepared:
-    """Decode the validation shards and ask the teacher. Arguments and errors as `distill_data.prepare`."""
+    """Decode the validation shards and ask the teacher.
+
+    Arguments and errors as `edgekit.compress.distill.data.prepare`.
+    """
     if config.teacher_embeddings is not None:
         raise UsageError("--teacher-embeddings names whole files; with tar shards give --teacher or --teacher-store")
     if config.teacher_mode == "online":
@@ -49,17 +52,16 @@ def prepare_stream(
     check_broken(dataset.broken, total + len(dataset.broken), config.max_broken)
     val, pictures = _decode_val(config, dataset, contract, terminal)
     broken = {**dataset.broken, **val.broken}
-    check_broken(broken, total + len(dataset.broken), config.max_broken)
-    for reason in broken.values():
-        terminal.warn(f"skipped: {reason}")
+    tolerate(broken, total + len(dataset.broken), config.max_broken, terminal)
     facts = _facts(dataset, val, broken)
-    size = math.ceil(contract.image_size * STORE_SCALE)
     said = None
     if config.recipe.needs_teacher:
         with joined().main_first():
             said = ask(config, pictures_of_shards(dataset), device, terminal)
     stores = None if said is None else said.stores
-    source = StreamSource(dataset, stores, config.recipe, contract, size=size, max_broken=config.max_broken)
+    source = StreamSource(
+        dataset, stores, config.recipe, contract, size=stored_size(contract), max_broken=config.max_broken
+    )
     if said is None:
         return Prepared(DistillData(source, val, None, None), dataset, facts, None, None)
     keys = [sample.key for sample in val.samples]

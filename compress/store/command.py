@@ -9,12 +9,12 @@ from typing import Any
 
 from edgekit.compress.distill.config import DistillConfig
 from edgekit.compress.distill.data import load_data
+from edgekit.compress.pictures.decoding import tolerate
 from edgekit.compress.pictures.stream_data import pictures_of_shards
 from edgekit.compress.store.format import is_store
 from edgekit.compress.store.teach import Taught, pictures_of
 from edgekit.compress.store.teachers import Pictures, lessons, taught_store
 from edgekit.compress.training.training_state import pick_device
-from edgekit.data import check_broken
 from edgekit.errors import UsageError
 from edgekit.shards import ShardDataset
 from edgekit.terminal import Terminal, human_bytes
@@ -47,9 +47,7 @@ def teach_data(config: DistillConfig, terminal: Terminal, *, overwrite: bool = F
         if overwrite and is_store(path):
             shutil.rmtree(path)
         taught = taught_store(teacher, plan, path, pictures.count, terminal)
-        check_broken(taught.broken, pictures.count, config.max_broken)
-        for reason in taught.broken.values():
-            terminal.warn(f"skipped: {reason}")
+        tolerate(taught.broken, pictures.count, config.max_broken, terminal)
         stores.append(_describe(path, taught))
         _show(terminal, stores[-1])
     return TeachSummary({"stores": stores})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,17 @@ import torch
 
 from edgekit.clips import ClipError, read_clip
 from edgekit.compress.distill.config import DistillConfig
-from edgekit.compress.distill.data import STORE_SCALE, Prepared
-from edgekit.compress.distill.report import data_facts, describe_teacher
+from edgekit.compress.distill.data import Prepared
+from edgekit.compress.distill.report import describe_teacher
 from edgekit.compress.distill.task import DistillData
 from edgekit.compress.parallel.processes import joined
+from edgekit.compress.pictures.decoding import data_facts, stored_size, tolerate
 from edgekit.compress.pictures.pixels import Decoded, PixelStore, decode_rows, labels_of, squeeze_pixels
 from edgekit.compress.store.probe import ClassHead, fit_probe
 from edgekit.compress.video.source import ClipSource
 from edgekit.compress.video.teacher import ClipPlan, ClipTable, teach_clips
 from edgekit.compress.video.views import clip_embeddings, kept_frames
-from edgekit.data import ImageDataset, check_broken
+from edgekit.data import ImageDataset
 from edgekit.models.teacher import Teacher, load_teacher
 from edgekit.preprocess import Preprocess, fit_pixels
 from edgekit.terminal import Terminal
@@ -28,7 +28,10 @@ from edgekit.terminal import Terminal
 def prepare_clips(
     config: DistillConfig, dataset: ImageDataset, contract: Preprocess, device: torch.device, terminal: Terminal
 ) -> Prepared:
-    """Decode the clips and ask the teacher about their frames. Arguments and errors as `distill_data.prepare`."""
+    """Decode the clips and ask the teacher about their frames.
+
+    Arguments and errors as `edgekit.compress.distill.data.prepare`.
+    """
     teacher = load_teacher(config.teacher, device) if config.teacher else None
     train, val, dataset = _decode(config, dataset, contract, terminal)
     with joined().main_first():  # it asks the teacher; the others find its store
@@ -47,8 +50,7 @@ def _decode(
     config: DistillConfig, dataset: ImageDataset, contract: Preprocess, terminal: Terminal
 ) -> tuple[PixelStore, PixelStore, ImageDataset]:
     scratch, frames, kept = config.output.parent, config.frames, kept_frames(config.frames)
-    size = math.ceil(contract.image_size * STORE_SCALE)
-    side = contract.image_size
+    size, side = stored_size(contract), contract.image_size
 
     def squeezed(path: Path) -> Decoded:
         pictures = read_clip(path, kept)
@@ -64,9 +66,7 @@ def _decode(
         shape = (frames, side, side, 3)
         val = decode_rows(dataset.val, shape, fitted, scratch=scratch, advance=advance, chunk=1)
     broken = train.broken | val.broken
-    check_broken(broken, len(dataset.train) + len(dataset.val), config.max_broken, "clips")
-    for reason in broken.values():
-        terminal.warn(f"skipped: {reason}")
+    tolerate(broken, len(dataset.train) + len(dataset.val), config.max_broken, terminal, "clips")
     return train, val, dataset.without(broken.keys())
 
 

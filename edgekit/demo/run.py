@@ -15,9 +15,9 @@ from edgekit.bench.table import render_markdown, render_terminal
 from edgekit.captions import load_captions
 from edgekit.compress.clip.task import CLIP_DEMO, ClipData, ClipTask, build_clip
 from edgekit.compress.distill.config import DistillConfig
-from edgekit.compress.distill.data import STORE_SCALE
 from edgekit.compress.distill.report import DistillSummary
 from edgekit.compress.distill.run import distill
+from edgekit.compress.pictures.decoding import STORE_SCALE
 from edgekit.compress.pictures.pixels import decode_eval, decode_train
 from edgekit.compress.recipe import load_recipe
 from edgekit.compress.show.plots import plot_run

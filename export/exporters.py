@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit.export.deploy import DeployedPictures
 from edgekit.export.parity import Precision
 from edgekit.export.precisions import MEANING, check_pairs
 from edgekit.export.runtimes import SUFFIX_OF, Format
 from edgekit.export.session import FloatArray
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,16 @@ class Conversion:
         """Side of the square input in pixels."""
         return self.model.image_size
 
-    def base(self, form: Format, make: Callable[[Path], object]) -> Path:
+    @cached_property
+    def rounded(self) -> nn.Module:
+        """The model with its weights on the grid of 8 bits (`edgekit.export.weight_rounding`)."""
+        from edgekit.export.weight_rounding import with_rounded_weights
+
+        return with_rounded_weights(self.model, self.batches())
+
+    def base(self, form: Format, make: Callable[[Path], object], name: str = "base") -> Path:
         """Return the float file that INT8 starts from; `make` writes it the first time."""
-        path = self.work / f"base{SUFFIX_OF[form]}"
+        path = self.work / f"{name}{SUFFIX_OF[form]}"
         if not path.exists():
             make(path)
         return path
@@ -119,9 +131,9 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
 def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
     from edgekit.export.coreml import export_coreml, palettize_weights, quantize_weights
 
-    def make_float(path: Path, arithmetic: Precision = "fp16") -> None:
+    def make_float(path: Path, arithmetic: Precision = "fp16", model: nn.Module = conversion.model) -> None:
         export_coreml(
-            conversion.model,
+            model,
             conversion.image_size,
             path,
             rows=conversion.model.rows,
@@ -133,11 +145,11 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
     if precision in ("fp32", "fp16"):
         make_float(out, precision)
         return
-    base = conversion.base("coreml", make_float)
     if precision in ("int8", "w8"):
-        quantize_weights(base, out)
+        rounded = conversion.base("coreml", lambda path: make_float(path, "fp16", conversion.rounded), "rounded")
+        quantize_weights(rounded, out)
     else:
-        palettize_weights(base, out, int(precision.removeprefix("palette")))
+        palettize_weights(conversion.base("coreml", make_float), out, int(precision.removeprefix("palette")))
 
 
 _WRITERS: Mapping[Format, Callable[[Conversion, Precision, Path], None]] = {

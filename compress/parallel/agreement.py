@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+import edgekit.compress
 import edgekit.errors
 import edgekit.models
+from edgekit.compress.nested import flat
 from edgekit.compress.parallel.processes import Processes
 from edgekit.errors import UsageError
 
@@ -29,7 +31,7 @@ def refuse_disagreement(processes: Processes, facts: Mapping[str, Any], what: st
     """
     if processes.world == 1:
         return
-    everyone = processes.gather(_flat(facts))
+    everyone = processes.gather({name: str(value) for name, value in flat(facts).items()})
     for rank, theirs in enumerate(everyone):
         for name in sorted((everyone[0].keys() | theirs.keys()) - {"data.root"}):
             ours, other = everyone[0].get(name), theirs.get(name)
@@ -43,9 +45,8 @@ def refuse_disagreement(processes: Processes, facts: Mapping[str, Any], what: st
 def code_facts() -> dict[str, str]:
     """Return what says which code runs here: versions, and a hash of edgekit's training code itself."""
     digest = hashlib.sha256()
-    for module in (__file__, edgekit.models.__file__, edgekit.errors.__file__):
-        for path in sorted(Path(str(module)).parent.glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+    for name, path in sorted(source_files().items()):
+        digest.update(name.encode() + path.read_bytes())
     return {
         "version": metadata.version("edgekit"),
         "source code": digest.hexdigest()[:16],
@@ -53,14 +54,21 @@ def code_facts() -> dict[str, str]:
     }
 
 
+def source_files() -> dict[str, Path]:
+    """Return the files, by name, that decide what training does: those of `compress`, `models`, and what all share."""
+    places = (
+        ("compress", edgekit.compress, "**/*.py"),
+        ("models", edgekit.models, "**/*.py"),
+        ("edgekit", edgekit.errors, "*.py"),  # where edgekit is installed, the other stages lie below
+    )
+    found: dict[str, Path] = {}
+    for name, module, pattern in places:
+        folder = Path(str(module.__file__)).parent
+        found |= {f"{name}/{path.relative_to(folder).as_posix()}": path for path in folder.glob(pattern)}
+    return found
+
+
 def without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's settings without the paths, which may differ between machines; what lies there is compared."""
     places = ("data", "output", "teacher_cache")
     return {name: value for name, value in settings.items() if name not in places}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: str(value)}
-    return flat

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import atomic
+from edgekit.compress.nested import flat
 from edgekit.compress.recipe import AugmentConfig
 from edgekit.compress.training.randomness import sample_ids
 from edgekit.errors import LoadError, UsageError
@@ -236,13 +237,6 @@ def _plain_name(file: str) -> str:
 
 def _changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Return each value that differs, then and now, nested mappings by their dotted names."""
-    one, other = _flat(stored), _flat(wanted)
+    one, other = flat(stored), flat(wanted)
     names = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
     return name_some([f"{name} {one.get(name, 'default')}, wanted {other.get(name, 'default')}" for name in names])
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

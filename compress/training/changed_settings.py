@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
+from edgekit.compress.nested import flat
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.compress.training.schedule import ScheduleConfig, factor
 from edgekit.errors import LoadError, UsageError
@@ -38,7 +39,7 @@ def changed_settings(run: RunFolder, settings: Mapping[str, Any]) -> dict[str, t
         raise LoadError(f"{run.config_path} cannot be read: {' '.join(str(e).split())}") from e
     if not isinstance(then, dict):
         raise LoadError(f"{run.config_path} holds no settings")
-    old, new = _flat(then), _flat(yaml.safe_load(yaml.safe_dump(dict(settings))))
+    old, new = flat(then), flat(yaml.safe_load(yaml.safe_dump(dict(settings))))
     different = {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
     epochs = different.get(f"{_FIT}epochs")
     if epochs is not None and not any(name.startswith(_SCHEDULE[1:]) for name in different):
@@ -94,16 +95,6 @@ def _shown(name: str, then: object, now: object) -> str:
 
 def _count(value: object) -> object:
     return len(value) if isinstance(value, list) else value
-
-
-def _flat(values: object, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, keys joined by dots."""
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _same_rate(schedule: ScheduleConfig, *, then: int, now: int) -> bool:

@@ -5,7 +5,7 @@ Shapes: N texts, C classes. Probabilities are natural-log; cross-entropy and KL 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,3 @@ def plot_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], out:
             axes.text(column, row, str(number), ha="center", va="center", color=colour, fontsize="small")
     with atomic.atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-
-
-def value_of(found: Mapping[str, Any], name: str) -> float:
-    """Return the plain value of a number of `judge`."""
-    return float(found[name]["value"])

@@ -70,20 +70,14 @@ class GradientNorms:
         return wrong[-1] if wrong else None
 
 
-def find_not_finite(model: nn.Module, rerun: Callable[[], Mapping[str, Tensor]]) -> str:
-    """Return in words where NaN or infinity appears first when the bad batch is run once more.
+def locate_not_finite(model: nn.Module, rerun: Callable[[], Mapping[str, Tensor]]) -> tuple[int, str]:
+    """Return how many layers ran well before NaN or infinity appeared, and in words where, in the bad batch run again.
+
+    Of several processes that share a batch, the one with the smallest number met it first.
 
     Args:
         model: in the state that met it; its buffers are put back afterwards.
         rerun: computes the losses of that batch with the same random numbers.
-    """
-    return locate_not_finite(model, rerun)[1]
-
-
-def locate_not_finite(model: nn.Module, rerun: Callable[[], Mapping[str, Tensor]]) -> tuple[int, str]:
-    """Return how many layers ran well before NaN or infinity appeared, and the words of `find_not_finite`.
-
-    Of several processes that share a batch, the one with the smallest number met it first.
     """
     wrong = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
     if wrong:

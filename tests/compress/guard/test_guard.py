@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from edgekit.compress.guard.guard import WINDOW, Guard, StepFacts, Trouble, judge_epoch, ran_out_of_patience
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.show.display import Silent
-from edgekit.compress.training.gradients import GradientNorms, find_not_finite
+from edgekit.compress.training.gradients import GradientNorms, locate_not_finite
 from edgekit.compress.training.loop import DivergedError, FitResult, fit
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.compress.training.schedule import ScheduleConfig
@@ -181,14 +181,14 @@ def test_the_first_layer_with_nan_is_found_in_weights_outputs_inputs_and_the_los
         return {"loss": model(x).sum() * scale}
 
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    assert "the loss itself" in find_not_finite(model, lambda: losses(float("nan")))
+    assert "the loss itself" in locate_not_finite(model, lambda: losses(float("nan")))[1]
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     model[3].weight.data.fill_(3e38)
-    assert find_not_finite(model, losses) == "first in the output of layer 3"
+    assert locate_not_finite(model, losses)[1] == "first in the output of layer 3"
     x[0, 0] = float("nan")
-    assert find_not_finite(model, losses) == "first in the output of layer 0, whose input is so already"
+    assert locate_not_finite(model, losses)[1] == "first in the output of layer 0, whose input is so already"
     model[1].bias.data[1] = float("inf")
-    assert find_not_finite(model, losses) == "first in the weights of 1.bias"
+    assert locate_not_finite(model, losses)[1] == "first in the weights of 1.bias"
 
 
 class Listening(Silent):

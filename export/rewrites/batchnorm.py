@@ -41,6 +41,21 @@ def fold_batch_norms(model: nn.Module) -> int:
     return count
 
 
+def foldable_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Return the paths (convolution, norm) of all pairs that `fold_batch_norms` would fold; change nothing."""
+    shared = _shared_modules(model)
+    found = []
+    for name, parent in model.named_modules():
+        if isinstance(parent, ConvNormAct):
+            pairs = [("conv", "bn")] if parent not in shared else []
+        else:
+            pairs = list(_proven_pairs(parent))
+        for conv, norm in pairs:
+            if _foldable(parent.get_submodule(conv), parent.get_submodule(norm), shared):
+                found.append((f"{name}.{conv}".lstrip("."), f"{name}.{norm}".lstrip(".")))
+    return found
+
+
 def _fold_conv_norm_act(model: nn.Module, name: str, unit: ConvNormAct, shared: set[nn.Module]) -> int:
     conv, norm = unit.conv, unit.bn
     if not _foldable(conv, norm, shared) or unit in shared:

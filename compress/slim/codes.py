@@ -1,0 +1,216 @@
+"""Fake quantization: values rounded to 8-bit codes and back, gradients as if nothing had happened within the range.
+
+Jacob et al. 2018 (arXiv 1712.05877), §3: the forward pass rounds as integer kernels will; the backward pass is the
+straight-through estimator, 1 inside the range and 0 where a value was clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from edgekit.errors import DataError
+from edgekit.export.tflite_plan import LOGISTIC_CODES
+from edgekit.export.tflite_static import activation_codes
+
+Observe = Callable[[str, Any], None]
+SMALLEST_SCALE = 1e-9
+
+
+class ActivationCodes(nn.Module):
+    """Round a tensor of any shape to the int8 codes of one range, and back.
+
+    Attributes:
+        name: in statistics and records.
+        symmetric: the zero point is 0 and the codes are −127 to 127.
+        floor: no code below this: where a SiLU reads the tensor, what is lower makes no difference.
+        observer: takes what passes, instead of rounding it; None rounds.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, name: str, *, symmetric: bool = False, floor: float = -np.inf) -> None:
+        super().__init__()
+        self.name, self.symmetric, self.floor = name, symmetric, floor
+        self.low, self.high = 0.0, 0.0
+        self.observer: Observe | None = None
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+
+    def span(self, low: float, high: float) -> None:
+        """Let the codes span [low, high], low ≤ 0 ≤ high."""
+        self.low, self.high = max(low, self.floor), high
+        scale, zero_point = activation_codes(self.low, self.high, symmetric=self.symmetric)
+        self.scale.fill_(scale)
+        self.zero_point.fill_(zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map any shape to the same shape."""
+        if self.observer is not None:
+            self.observer(self.name, x.detach().cpu().numpy())
+            return x
+        least = -127 if self.symmetric else -128
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, least, 127)
+
+
+class CodedSiLU(nn.Module):
+    """x · σ(x) with σ(x) rounded to 256 codes of [0, 1): LiteRT's LOGISTIC has these codes and no others.
+
+    Attributes:
+        rounded: whether to round.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounded = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map any shape to the same shape."""
+        if not self.rounded:
+            return F.silu(x)
+        scale, zero_point = LOGISTIC_CODES
+        return x * torch.fake_quantize_per_tensor_affine(torch.sigmoid(x), scale, zero_point, -128, 127)
+
+
+class RowCodes(nn.Module):
+    """Round each row (B, d) to 256 codes of its own range, as a runtime does that quantizes a head's input anew."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, d) to (B, d)."""
+        with torch.no_grad():
+            low = x.amin(1, keepdim=True).clamp(max=0)
+            scale = ((x.amax(1, keepdim=True).clamp(min=0) - low) / 255).clamp(min=SMALLEST_SCALE)
+            zero_point = torch.round(-128 - low / scale)
+            rounded = (torch.round(x / scale + zero_point).clamp(-128, 127) - zero_point) * scale
+        return x + (rounded - x).detach()
+
+
+class WeightCodes(nn.Module):
+    """Round weights (out, …) to int8 codes in [−127, 127] with one scale per output channel, the largest weight being
+    127; a parametrization of `torch.nn.utils.parametrize`.
+
+    Attributes:
+        centred: take its mean over output channels from the weight first: it writes to a residual stream whose mean
+            nobody reads (`edgekit.export.rewrites.transformer.centre_residual_stream`).
+        rounded: whether to round; else only centre.
+    """
+
+    def __init__(self, *, centred: bool = False) -> None:
+        super().__init__()
+        self.centred, self.rounded = centred, True
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Map (out, …) to the same shape."""
+        if self.centred:
+            weight = weight - weight.mean(0, keepdim=True)
+        if not self.rounded:
+            return weight
+        largest = weight.detach().abs().flatten(1).amax(1)
+        scale = (largest / 127).clamp(min=SMALLEST_SCALE)
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -127, 127)
+
+
+class HalfWeights(nn.Module):
+    """Round weights to float16, as the layers of an int8 file are stored that stay float; a parametrization.
+
+    Attributes:
+        rounded: whether to round.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounded = True
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Map any shape to the same shape."""
+        if not self.rounded:
+            return weight
+        return weight + (weight.half().float() - weight).detach()
+
+
+class Centred(nn.Module):
+    """Take its mean over output channels from a bias (out,); a parametrization."""
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """Map (out,) to (out,)."""
+        return bias - bias.mean()
+
+
+def code_weights(layer: nn.Linear | nn.Conv2d, *, centred: bool = False) -> None:
+    """Let `layer` compute with rounded weights; the exact ones are trained."""
+    parametrize.register_parametrization(layer, "weight", WeightCodes(centred=centred))
+    if centred and layer.bias is not None:
+        parametrize.register_parametrization(layer, "bias", Centred())
+
+
+def halve_weights(layer: nn.Linear | nn.Conv2d) -> None:
+    """Let `layer` compute with weights of float16 precision; the exact ones are trained."""
+    parametrize.register_parametrization(layer, "weight", HalfWeights())
+
+
+def code_input(module: nn.Module, codes: nn.Module) -> None:
+    """Let `module` read its first input after `codes`."""
+    module.add_module("input_codes", codes)
+    module.register_forward_pre_hook(_encode_input)
+
+
+def code_output(module: nn.Module, codes: nn.Module) -> None:
+    """Let others read the output of `module` after `codes`."""
+    module.add_module("output_codes", codes)
+    module.register_forward_hook(_encode_output)
+
+
+# functions of the module, not closures: a deep copy (the moving average) must use its own codes
+def _encode_input(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (cast(nn.Module, module.input_codes)(given[0]), *given[1:])
+
+
+def _encode_output(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+    encoded: Tensor = cast(nn.Module, module.output_codes)(output)
+    return encoded
+
+
+def activation_points(model: nn.Module) -> list[ActivationCodes]:
+    """Return the activation codes of a net, each once, in order."""
+    return [module for module in model.modules() if isinstance(module, ActivationCodes)]
+
+
+def record_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Return what every activation's codes span, by name."""
+    return {codes.name: (codes.low, codes.high) for codes in activation_points(model)}
+
+
+def set_ranges(model: nn.Module, ranges: dict[str, tuple[float, float]]) -> None:
+    """Let every activation's codes span a given range.
+
+    Raises:
+        DataError: an activation has none.
+    """
+    for codes in activation_points(model):
+        if codes.name not in ranges:
+            raise DataError(f"no range is known for the activation '{codes.name}'; calibrate this student")
+        codes.span(*ranges[codes.name])
+
+
+@torch.no_grad()
+def without_codes(model: nn.Module) -> None:
+    """Take all fake quantization out of `model`, in place; the exact weights stay."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(cast(Any, module.parametrizations)):
+                for step in cast(Any, module.parametrizations)[name]:
+                    if isinstance(step, (WeightCodes, HalfWeights)):
+                        step.rounded = False
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for kind, hooks in (("input_codes", module._forward_pre_hooks), ("output_codes", module._forward_hooks)):
+            if kind in module._modules:
+                del module._modules[kind]
+                hooks.clear()

@@ -1,0 +1,138 @@
+"""What `edgekit compress` does to a run, and the settings of the training that recovers from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from edgekit.compress.distill.config import DistillConfig
+from edgekit.compress.recipe import FitConfig, Recipe, validate
+from edgekit.compress.slim.simulate import PUT_IN, Runtime
+from edgekit.errors import LoadError, UsageError, did_you_mean
+
+Guide = Literal["self", "teacher", "both"]
+"""Who teaches: the float student that the run had, the run's own teacher and labels, or both."""
+
+_PATHS = ("data", "output", "student_weights", "init_from", "teacher_embeddings", "teacher_cache")
+
+
+@dataclass(frozen=True)
+class QatConfig:
+    """Quantization-aware distillation.
+
+    Attributes:
+        runtime: whose int8 file is simulated; LiteRT's holds all that ONNX Runtime's does in 8 bits, and more.
+        calibration_images: training pictures that set the ranges, chosen as `edgekit export` chooses them.
+    """
+
+    runtime: Runtime = "tflite"
+    calibration_images: int = 256
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """What to compress, and how to recover.
+
+    Attributes:
+        run: the run folder of a finished distillation.
+        output: the new run folder.
+        training: the settings of the run, with what this one trains with in their place.
+        guide: who teaches.
+        qat: for quantization-aware distillation, else None.
+        prune: share of the prunable channels to take away, in (0, 1), else None.
+    """
+
+    run: Path
+    output: Path
+    training: DistillConfig
+    guide: Guide = "self"
+    qat: QatConfig | None = None
+    prune: float | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot work, before any work is done.
+
+        Raises:
+            UsageError: nothing or two things to do, or a value out of range.
+        """
+        if (self.qat is None) == (self.prune is None):
+            raise UsageError(
+                "say what to do: --qat trains for 8 bits, --prune SHARE takes channels away; one at a time. To do "
+                "both, prune first and give the result to --qat"
+            )
+        if self.prune is not None and not 0 < self.prune < 1:
+            raise UsageError(f"--prune is {self.prune:g}; it is the share of channels to take away, between 0 and 1")
+        if self.qat is not None and self.qat.runtime not in PUT_IN:
+            raise UsageError(f"--runtime '{self.qat.runtime}' is not known; {did_you_mean(self.qat.runtime, PUT_IN)}")
+        if self.guide not in get_args(Guide):
+            raise UsageError(f"--guide '{self.guide}' is not known; {did_you_mean(self.guide, get_args(Guide))}")
+        if self.training.frames > 1:
+            raise UsageError(f"{self.run} is a student of clips; `edgekit compress` is for students of pictures")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved settings, for config.yaml: those of a distillation, and what was done under "compress"."""
+        qat = None if self.qat is None else dataclasses.asdict(self.qat)
+        done = {"run": str(self.run), "guide": self.guide, "qat": qat, "prune": self.prune}
+        return {**self.training.to_dict(), "compress": done}
+
+
+def training_of(run: Path, data: Path | None, output: Path, fit: FitConfig, guide: Guide) -> DistillConfig:
+    """Return the settings that a run was distilled with, with another output and way of training.
+
+    Args:
+        run: the run folder.
+        data: where the pictures are now; None takes the run's own place.
+        output: the new run folder.
+        fit: how to train.
+        guide: who teaches; the run's teacher is left out where nobody asks it.
+
+    Raises:
+        UsageError: the run does not say what it was trained on, or that is not there any more.
+        LoadError: its settings cannot be read.
+    """
+    distilled = read_settings(run)
+    source = data if data is not None else distilled.data
+    if not source.exists():
+        raise UsageError(f"the data that {run} was trained on is not at {source} any more; pass --data DIR")
+    recipe = distilled.recipe.model_copy(update={"fit": fit, "grow_from": 1.0, "freeze": 0, "dropout": 0.0})
+    if guide == "self":
+        alone = recipe.without_teacher().model_copy(update={"gamma": 1.0})
+        nobody: dict[str, Any] = {"teachers": (), "teacher_weights": (), "teacher_embeddings": None}
+        return replace(distilled, data=source, output=output, recipe=alone, teacher_cache=None, **nobody)
+    beside = distilled.teacher_cache or distilled.output.parent / "teacher-store"
+    asked = beside if distilled.teachers or distilled.teacher_cache else None
+    return replace(distilled, data=source, output=output, recipe=recipe, teacher_cache=asked)
+
+
+def read_settings(run: Path) -> DistillConfig:
+    """Read the config.yaml of a distillation.
+
+    Raises:
+        UsageError: `run` is no run folder of `edgekit distill`.
+        LoadError: its settings cannot be read.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UsageError(
+            f"{run} does not say what it was trained on: give the run folder of an `edgekit distill` "
+            f"(with config.yaml), not a checkpoint"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise LoadError(f"{path} cannot be read: {' '.join(str(e).split())}") from e
+    if not isinstance(values, dict) or not {"data", "output", "student", "recipe"} <= values.keys():
+        raise UsageError(f"{run} is not the run of a distillation: {path.name} names no data, student and recipe")
+    known = {field.name for field in dataclasses.fields(DistillConfig)}
+    given = {name: _typed(name, value) for name, value in values.items() if name in known and name != "recipe"}
+    return DistillConfig(recipe=validate(Recipe, values["recipe"], str(path)), **given)
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name in _PATHS and value is not None:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,172 @@
+"""Compress a run from start to end: read it, change its student, train to recover, record."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edgekit.compress.distill.data import Prepared, load_data, prepare
+from edgekit.compress.distill.report import describe_student
+from edgekit.compress.distill.task import DistillTask
+from edgekit.compress.parallel.processes import world_size
+from edgekit.compress.show.progress import TrainingDisplay
+from edgekit.compress.show.plots import plot_run
+from edgekit.compress.slim.config import CompressConfig
+from edgekit.compress.slim.qat import finished, with_fake_quantization
+from edgekit.compress.slim.task import Finish, RecoverTask
+from edgekit.compress.training.loop import FitResult, fit, pick_device
+from edgekit.compress.training.run_folder import RunFolder
+from edgekit.compress.training.run_lock import locked
+from edgekit.compress.training.start import Start, begin, go_on, look
+from edgekit.errors import LoadError, UsageError
+from edgekit.models.checkpoint import load_student
+from edgekit.models.student import Student
+from edgekit.models.teacher_record import TEACHER_FILE
+from edgekit.terminal import Terminal, percent
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A student that was changed and is to recover.
+
+    Attributes:
+        model: what is trained.
+        before: the student that it was.
+        finish: from `model` to the plain student that is saved.
+        metric: which the best checkpoint maximises.
+        facts: what was done, for run.json.
+    """
+
+    model: Student
+    before: Student
+    finish: Finish
+    metric: str
+    facts: Mapping[str, Any]
+
+
+def compress(
+    config: CompressConfig, terminal: Terminal, *, overwrite: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """Compress the student of a run and leave a run folder; return its run.json.
+
+    Args:
+        config: what to do.
+        terminal: shows it.
+        overwrite: replace a run that is there.
+        resume: continue a run that is there; begin one where none is.
+
+    Raises:
+        EdgekitError: any of the errors that the run, the data, the teacher and training name.
+    """
+    if world_size() > 1:
+        raise UsageError("`edgekit compress` runs in one process; start it without torchrun or accelerate launch")
+    config.check()
+    student = load_student(config.run)
+    before = RunFolder(config.run).facts()
+    run = RunFolder(config.output)
+    if config.output.resolve() == config.run.resolve():
+        raise UsageError(f"--output {config.output} is the run itself; give another folder")
+    start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=())
+    training = config.training
+    dataset = load_data(training)
+    _same_classes(student, dataset.classes, config)
+    prepared = prepare(training, dataset, student.spec.preprocess, pick_device(training.recipe.fit), terminal)
+    torch.manual_seed(training.recipe.fit.seed)
+    changed = change(config, student, prepared, terminal)
+    with locked(run.path):
+        _open(run, config, prepared, changed, start, before, terminal)
+        task = recover_task(config, changed, prepared)
+        reference = task.evaluate(student, pick_device(training.recipe.fit))
+        started = task.evaluate(changed.model.eval(), pick_device(training.recipe.fit))
+        terminal.say(f"before   {percent(reference['val_acc'])} val accuracy; changed, untrained: {_told(started)}")
+        result = fit(task, training.recipe.fit, run, display=TrainingDisplay(terminal), resume=start.resume)
+        return _summarise(run, result, {"before": dict(reference), "untrained": dict(started)}, terminal)
+
+
+def change(config: CompressConfig, student: Student, prepared: Prepared, terminal: Terminal) -> Changed:
+    """Return the student as it is before the first step of recovering."""
+    assert config.qat is not None
+    ready = with_fake_quantization(student, prepared.dataset, config.qat)
+    terminal.say(
+        f"8 bits   as in the int8 file for {config.qat.runtime}: {len(ready.facts['ranges'])} activations, ranges from "
+        f"{len(ready.facts['calibration'])} training pictures"
+    )
+    return Changed(
+        ready.student, student, lambda model: finished(model, student), "fidelity_db", {"qat": dict(ready.facts)}
+    )
+
+
+def recover_task(config: CompressConfig, changed: Changed, prepared: Prepared) -> RecoverTask:
+    """Return the task that trains the changed student."""
+    inner = DistillTask(changed.before, config.training.recipe, prepared.data)
+    return RecoverTask(changed.model, changed.before, inner, config.guide, changed.finish, changed.metric)
+
+
+def _open(
+    run: RunFolder,
+    config: CompressConfig,
+    prepared: Prepared,
+    changed: Changed,
+    start: Start,
+    before: Mapping[str, Any],
+    terminal: Terminal,
+) -> None:
+    """Write what a run knows before its first step, or take up one that is there."""
+    if start.resume:
+        go_on(run, config.to_dict(), prepared.facts, start.changes, terminal)
+        return
+    facts = {
+        "seed": config.training.recipe.fit.seed,
+        "data": prepared.facts,
+        "teacher": prepared.teacher_facts or before.get("teacher"),
+        "student": describe_student(changed.finish(changed.model)),
+        "compress": {"from": str(config.run), "guide": config.guide, **changed.facts},
+    }
+    begin(run, config.to_dict(), facts, left=(run.path / RecoverTask.checkpoint_name, run.path / TEACHER_FILE))
+    if (config.run / TEACHER_FILE).is_file():  # the teacher that the result is judged by stays the same
+        shutil.copyfile(config.run / TEACHER_FILE, run.path / TEACHER_FILE)
+
+
+def _same_classes(student: Student, classes: tuple[str, ...], config: CompressConfig) -> None:
+    if student.spec.classes != classes:
+        raise LoadError(
+            f"the student of {config.run} knows {len(student.spec.classes)} classes, the data {len(classes)} others; "
+            f"pass --data with the pictures it was trained on"
+        )
+
+
+def _summarise(run: RunFolder, result: FitResult, ends: Mapping[str, Any], terminal: Terminal) -> dict[str, Any]:
+    """Record the result, draw it and show it; return run.json."""
+    best = next((row for row in result.rows if row["epoch"] == result.best_epoch), {})
+    summary = {
+        "best_epoch": result.best_epoch,
+        "val_acc": best.get("val_acc"),
+        "last_val_acc": result.rows[-1].get("val_acc") if result.rows else None,
+        "agreement": best.get("agreement"),
+        "cosine": best.get("cosine"),
+        "fidelity_db": best.get("fidelity_db"),
+        "self_agreement": best.get("self_agreement"),
+        "seconds": result.seconds,
+        **ends,
+    }
+    run.update_facts({"summary": summary})
+    if result.rows:
+        plot_run(result.rows, run.plots / "training.png", teacher_acc=ends["before"]["val_acc"], title=str(run.path))
+    terminal.heading("Summary")
+    terminal.say(f"before   {percent(ends['before']['val_acc'])} val accuracy")
+    terminal.say(f"changed  {_told(ends['untrained'])}")
+    if best:
+        terminal.say(f"trained  {_told(best)} at epoch {result.best_epoch}")
+    terminal.say(f"run      {run.path}  ({result.seconds:.0f} s of training)")
+    return run.facts()
+
+
+def _told(values: Mapping[str, float]) -> str:
+    return (
+        f"{percent(values['val_acc'])}, {values['fidelity_db']:.1f} dB and {percent(values['self_agreement'])} "
+        f"agreement with the student before"
+    )

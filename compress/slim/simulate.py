@@ -1,0 +1,240 @@
+"""Which tensors each runtime's int8 file holds in 8 bits, put as fake quantization into a folded student.
+
+The tables of the exporters, said in terms of modules: `edgekit.export.tflite_plan` for LiteRT,
+`edgekit.export.onnx_int8.choose` for ONNX Runtime.
+
+| tensor | LiteRT | ONNX Runtime |
+|---|---|---|
+| convolution: input, weights, output | int8 | int8, thin leading ones float |
+| output of a SiLU | int8 | float, unless a convolution reads it |
+| sum of a residual block | int8 | int8 where a convolution reads it |
+| linear layer of tokens: input, weights | int8 | int8 |
+| its output | int8 | float |
+| queries, keys, values, scores, probabilities | int8 | float |
+| residual stream of tokens, norms, softmax | float | float |
+| heads | int8 weights, input by row | int8 weights |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.compress.slim.codes import (
+    ActivationCodes,
+    CodedSiLU,
+    RowCodes,
+    activation_points,
+    code_input,
+    code_output,
+    code_weights,
+    halve_weights,
+    set_ranges,
+)
+from edgekit.export.calibration import Histograms, Observe, collect
+from edgekit.export.onnx_int8 import Int8Config
+from edgekit.export.ranges import RangeConfig
+from edgekit.export.rewrites.layers import BmmCore, ConvAct
+from edgekit.export.rewrites.mobilevit import TokenMobileVitBlock, TokenTransformer
+from edgekit.export.rewrites.mobilevitv2 import TokenLinearTransformer, TokenMobileVitV2Block
+from edgekit.export.session import FloatArray
+from edgekit.export.tflite_repair import SILU_FLOOR
+from edgekit.models.student import Student
+
+Runtime = Literal["tflite", "onnx"]
+Ranges = dict[str, tuple[float, float]]
+
+
+class CodedCore(BmmCore):
+    """Attention whose operands, scores, probabilities and result are in 8 bits; keys and values around zero."""
+
+    def __init__(self, core: BmmCore, name: str) -> None:
+        super().__init__(core.heads, core.scale)
+        self.codes = nn.ModuleDict(
+            {part: ActivationCodes(f"{name}.{part}", symmetric=part in ("key", "value")) for part in _PARTS}
+        )
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Map q, k, v (G, N, heads · d) to (G, N, heads · d)."""
+        q, k, v = self.codes["query"](q), self.codes["key"](k), self.codes["value"](v)
+        groups, tokens, _ = q.shape
+        q, k, v = (t.reshape(groups, tokens, self.heads, -1).transpose(1, 2) for t in (q, k, v))
+        scores = self.codes["scores"](q @ k.transpose(-2, -1) * self.scale)
+        mixed = self.codes["probabilities"](torch.softmax(scores, dim=-1)) @ v
+        coded: Tensor = self.codes["mixed"](mixed.transpose(1, 2).reshape(groups, tokens, -1))
+        return coded
+
+
+_PARTS = ("query", "key", "value", "scores", "probabilities", "mixed")
+
+
+def simulate(student: Student, runtime: Runtime) -> Student:
+    """Put the fake quantization of one runtime's int8 file into `student`, a result of `folded`; in place."""
+    PUT_IN[runtime](student)
+    for head in _heads(student):
+        code_weights(head)
+    return student
+
+
+def _for_tflite(student: Student) -> None:
+    backbone = student.backbone
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, nn.SiLU):
+            backbone.set_submodule(name, CodedSiLU())
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            code_input(module, ActivationCodes(f"{name}.in"))
+            code_weights(module)
+        elif isinstance(module, ConvAct):
+            floor = SILU_FLOOR if isinstance(module.act, CodedSiLU) else -float("inf")
+            code_output(module.conv, ActivationCodes(f"{name}.conv", floor=floor))
+            if not isinstance(module.act, nn.Identity):
+                code_output(module.act, ActivationCodes(f"{name}.act"))
+        elif _is_residual(module):
+            code_output(cast(nn.Module, module.act), ActivationCodes(f"{name}.sum"))
+        elif isinstance(module, (TokenMobileVitBlock, TokenMobileVitV2Block)):
+            _code_tokens(module, name)
+    for head in _heads(student):
+        code_input(head, RowCodes())
+
+
+def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) -> None:
+    """Code everything on tokens but the residual stream, norms and softmax."""
+    centred = isinstance(block, TokenMobileVitBlock)
+    code_input(block.project_in, ActivationCodes(f"{name}.project_in.in"))
+    code_weights(block.project_in, centred=centred)
+    code_output(block.project_in, ActivationCodes(f"{name}.project_in"))
+    for number, layer in enumerate(block.transformer):
+        place = f"{name}.transformer.{number}"
+        if isinstance(layer, TokenTransformer):
+            attention = layer.attention
+            for linear in (attention.q, attention.k, attention.v):
+                code_weights(linear)
+            assert isinstance(attention.core, BmmCore)
+            attention.core = CodedCore(attention.core, f"{place}.attention")
+        else:
+            assert isinstance(layer, TokenLinearTransformer)
+            for linear in (layer.attention.q, layer.attention.context.k, layer.attention.v):
+                code_weights(linear)
+                code_output(linear, ActivationCodes(f"{place}.attention.{_name_of(linear, layer)}"))
+            code_input(layer.attention.proj, ActivationCodes(f"{place}.attention.proj.in"))
+        code_output(layer.norm1, ActivationCodes(f"{place}.norm1"))
+        code_weights(layer.attention.proj, centred=centred)
+        code_output(layer.attention.proj, ActivationCodes(f"{place}.attention.proj"))
+        code_output(layer.norm2, ActivationCodes(f"{place}.norm2"))
+        code_weights(layer.fc1)
+        code_output(layer.fc1, ActivationCodes(f"{place}.fc1", floor=SILU_FLOOR))
+        code_output(layer.act, ActivationCodes(f"{place}.act"))
+        code_weights(layer.fc2, centred=centred)
+        code_output(layer.fc2, ActivationCodes(f"{place}.fc2"))
+    code_output(block.norm, ActivationCodes(f"{name}.norm"))
+    code_weights(block.project_out)
+    floor = SILU_FLOOR if isinstance(block.act, CodedSiLU) else -float("inf")
+    code_output(block.project_out, ActivationCodes(f"{name}.project_out", floor=floor))
+    code_output(block.act, ActivationCodes(f"{name}.act"))
+
+
+def _name_of(linear: nn.Linear, layer: TokenLinearTransformer) -> str:
+    return next(name for name, module in layer.attention.named_modules() if module is linear)
+
+
+def _for_onnx(student: Student) -> None:
+    layers = [(n, m) for n, m in student.backbone.named_modules() if isinstance(m, nn.Conv2d)]
+    thin = [_is_thin(conv) for _, conv in layers[1:]]
+    leading = 1 + (thin.index(False) if False in thin else len(thin))
+    for _, conv in layers[:leading]:
+        halve_weights(conv)
+    coded = dict(layers[leading:])
+    for name, conv in coded.items():
+        code_input(conv, ActivationCodes(f"{name}.in"))
+        code_weights(conv)
+        code_output(conv, ActivationCodes(f"{name}.out"))
+    for name, module in list(student.backbone.named_modules()):
+        first = coded.get(f"{name}.conv1_1x1.conv".lstrip("."), coded.get(f"{name}.conv_kxk.conv"))
+        if first is not None and (_is_residual(module) or isinstance(module, TokenMobileVitBlock)):
+            # what goes past the first convolution to a sum or a concatenation is rounded as for the convolution
+            code_input(module, cast(nn.Module, first.input_codes))
+        elif isinstance(module, nn.Linear):
+            code_input(module, ActivationCodes(f"{name}.in"))
+            code_weights(module, centred=_writes_stream(student.backbone, name))
+
+
+def _is_thin(conv: nn.Conv2d) -> bool:
+    most = Int8Config().thin_channels
+    return conv.out_channels <= most and conv.weight[0].numel() <= most
+
+
+def _writes_stream(backbone: nn.Module, name: str) -> bool:
+    """Return whether a linear layer of a v1 block writes to its residual stream."""
+    blocks = [n for n, m in backbone.named_modules() if isinstance(m, TokenMobileVitBlock)]
+    inside = any(name.startswith(f"{block}.") for block in blocks)
+    return inside and name.endswith((".project_in", ".attention.proj", ".fc2"))
+
+
+def _is_residual(module: nn.Module) -> bool:
+    """Return whether a module is a timm bottleneck that adds its input to its result, `act` being what comes after."""
+    return getattr(module, "shortcut", None) is not None and isinstance(getattr(module, "act", None), nn.Module)
+
+
+def _heads(student: Student) -> list[nn.Linear]:
+    """Return the linear layers that read one row per picture."""
+    return [layer for layer in (student.projection, student.classifier) if isinstance(layer, nn.Linear)]
+
+
+PUT_IN: Mapping[Runtime, Callable[[Student], None]] = {"tflite": _for_tflite, "onnx": _for_onnx}
+
+
+def calibrate(student: Student, batches: Callable[[], Iterable[FloatArray]], config: RangeConfig | None = None) -> Ranges:
+    """Set the ranges of a student's fake quantization with the exporters' engine, as in its float file; return them.
+
+    Args:
+        student: a result of `simulate`.
+        batches: gives the same calibration images (B, 3, H, W) float32 in [0, 1] each time it is called.
+        config: how ranges are chosen.
+
+    Raises:
+        DataError: see `edgekit.export.calibration.collect`.
+    """
+    ranges = _statistics(student, batches).ranges(config)
+    _join_concatenations(student, ranges)
+    set_ranges(student, ranges)
+    return ranges
+
+
+def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -> Histograms:
+    points = activation_points(student)
+    weights = [m for m in student.modules() if hasattr(m, "rounded")]
+
+    def run(images: FloatArray, observe: Observe) -> None:
+        for codes in points:
+            codes.observer = observe
+        with torch.no_grad():
+            student.from_frames(torch.from_numpy(images))
+
+    try:
+        for step in weights:
+            step.rounded = False
+        return collect(run, batches)
+    finally:
+        for codes in points:
+            codes.observer = None
+        for step in weights:
+            step.rounded = True
+
+
+def _join_concatenations(student: Student, ranges: Ranges) -> None:
+    """Give what LiteRT concatenates in codes one range: a v1 block's input and result, and everything that is they.
+
+    Statistics of one tensor are equal to the last bit wherever they are taken, and so tell who else holds it.
+    """
+    blocks = [(n, m) for n, m in student.backbone.named_modules() if isinstance(m, TokenMobileVitBlock)]
+    for name, block in blocks:
+        ends = (f"{name}.conv_kxk.conv.in", f"{name}.act", f"{name}.conv_fusion.conv.in")
+        if block.conv_fusion is None or not all(end in ranges for end in ends):
+            continue
+        joined = (min(ranges[end][0] for end in ends), max(ranges[end][1] for end in ends))
+        same = {ranges[end] for end in ends}
+        ranges.update({point: joined for point, span in ranges.items() if span in same})

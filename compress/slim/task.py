@@ -1,0 +1,125 @@
+"""The task that recovers: a changed student learns to say what it said before, or what its teacher says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgekit.compress.distill.task import DistillTask
+from edgekit.compress.pictures.source import Batch
+from edgekit.compress.slim.config import Guide
+from edgekit.export.parity import snr_db
+from edgekit.models.checkpoint import STUDENT_FILE, save_student
+from edgekit.models.student import Student
+
+Finish = Callable[[Student], Student]
+"""From the student in training to the plain one that is saved; the former is not changed."""
+
+EVAL_BATCH = 64
+
+
+class RecoverTask:
+    """Train a changed student against the student that it was, its teacher, or both.
+
+    The loss of "self" is KL(before ‖ now) of the class probabilities (Hinton et al. 2015, arXiv 1503.02531, §2, at
+    T = 1, where the rarest agreement is decided) and the squared error of the embedding over its power; that of
+    "teacher" is the distillation's own.
+
+    Attributes:
+        model: what is trained.
+        metric: "fidelity_db", the SNR of the logits on the validation split against the student before, which reads
+            no label; where the net itself became smaller "val_acc".
+    """
+
+    checkpoint_name = STUDENT_FILE
+
+    def __init__(
+        self, model: Student, before: Student, distill: DistillTask, guide: Guide, finish: Finish, metric: str
+    ) -> None:
+        self.model: nn.Module = model
+        self.before = before.eval().requires_grad_(False)
+        self.distill, self.guide, self.finish, self.metric = distill, guide, finish, metric
+        self._said: Tensor | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch."""
+        return self.distill.steps_per_epoch
+
+    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a 1-based epoch from number `start` on."""
+        return self.distill.batches(epoch, device, start)
+
+    def batch_length(self, batch: Batch) -> int:
+        """Return the number of pictures in a batch."""
+        return len(batch.labels)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the total loss, its parts, and the counts for the training accuracy."""
+        parts: dict[str, Tensor] = {}
+        if self.guide == "self":
+            output = model(batch.images)
+            counts = _counts(output.logits, batch.labels)
+        else:
+            found = dict(self.distill.loss(keeping := _Keeping(model), batch))
+            output = keeping.output
+            parts["distillation"] = found.pop("loss")
+            counts = {name: value for name, value in found.items() if name.startswith("_")}
+        if self.guide != "teacher":
+            with torch.no_grad():
+                want = self.before.to(batch.images.device)(batch.images)
+            parts["self_response"] = F.kl_div(
+                F.log_softmax(output.logits, 1), F.log_softmax(want.logits, 1), reduction="batchmean", log_target=True
+            )
+            parts["self_feature"] = F.mse_loss(output.embedding, want.embedding) / want.embedding.square().mean()
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts, **counts}
+
+    def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
+        """Return what the distillation measures, and how far the logits are from those of the student before."""
+        values = dict(self.distill.evaluate(model, device))
+        if self._said is None:
+            self._said = self._logits(self.before.to(device), device)
+        now = self._logits(model, device)
+        values["fidelity_db"] = min(200.0, snr_db(_wide(self._said), _wide(now)))
+        values["self_agreement"] = float((now.argmax(1) == self._said.argmax(1)).float().mean())
+        return values
+
+    def _logits(self, model: nn.Module, device: torch.device) -> Tensor:
+        pixels = self.distill.data.val.pixels
+        parts = []
+        for at in range(0, len(pixels), EVAL_BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(pixels[at : at + EVAL_BATCH])).to(device)
+            parts.append(model(batch.permute(0, 3, 1, 2).float().div(255)).logits)
+        return torch.cat(parts).cpu()
+
+    def save(self, path: Path, model: nn.Module) -> None:
+        """Write the checkpoint of the plain student."""
+        assert isinstance(model, Student)
+        save_student(path, self.finish(model))
+
+
+class _Keeping:
+    """Calls a model and keeps what it said, so that two losses share one forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.output: Any = None
+
+    def __call__(self, images: Tensor) -> Any:
+        self.output = self.model(images)
+        return self.output
+
+
+def _counts(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    labelled = labels >= 0
+    return {"_correct": ((logits.argmax(1) == labels) & labelled).sum(), "_labelled": labelled.sum()}
+
+
+def _wide(values: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return values.double().numpy()

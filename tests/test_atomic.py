@@ -19,15 +19,13 @@ from hypothesis import strategies as st
 
 from edgekit.atomic import (
     WriteError,
-    _swap,
     atomic_folder,
     atomic_path,
-    refuse_existing,
     write_bytes,
     write_json,
     write_text,
 )
-from edgekit.errors import EXIT_LOAD, EXIT_USAGE, OutputExistsError
+from edgekit.errors import EXIT_LOAD
 
 OrdinaryUser = Callable[[], AbstractContextManager[None]]
 
@@ -141,85 +139,6 @@ def test_an_error_about_another_file_is_not_called_a_write_error(tmp_path: Path)
     assert names(tmp_path) == []
 
 
-def test_existing_output_is_refused_until_told(tmp_path: Path) -> None:
-    target = tmp_path / "run"
-    with atomic_folder(target) as fresh:
-        (fresh / "sub").mkdir()
-        (fresh / "sub" / "a").write_text("1")
-        assert not target.exists()
-    with pytest.raises(OutputExistsError, match="--overwrite") as caught, atomic_folder(target):
-        pytest.fail("the block must not run")
-    assert caught.value.exit_code == EXIT_USAGE
-    assert (target / "sub" / "a").read_text() == "1"
-    with atomic_folder(target, overwrite=True) as fresh:
-        (fresh / "b").write_text("2")
-        assert (target / "sub" / "a").read_text() == "1"  # the old content is there until the new one is whole
-    assert names(target) == ["b"] and names(tmp_path) == ["run"]
-
-
-def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("a file")
-    with pytest.raises(OutputExistsError), atomic_folder(tmp_path / "run"):
-        pytest.fail("the block must not run")
-    with atomic_folder(tmp_path / "run", overwrite=True) as fresh:
-        (fresh / "x").touch()
-    assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["x"]
-
-
-def test_an_empty_folder_counts_as_free(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    refuse_existing(tmp_path / "run", overwrite=False)
-    refuse_existing(tmp_path / "nothing", overwrite=False)
-    with atomic_folder(tmp_path / "run") as fresh:
-        (fresh / "x").touch()
-    assert names(tmp_path / "run") == ["x"]
-
-
-def test_the_working_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    for target in (Path(), Path(".."), tmp_path, Path.home()):
-        with (
-            pytest.raises(OutputExistsError, match="folder and is not replaced"),
-            atomic_folder(target, overwrite=True),
-        ):
-            pytest.fail("the block must not run")
-    assert (tmp_path / "thesis.tex").exists()
-    with atomic_folder(Path("run")) as fresh:
-        (fresh / "x").touch()
-    assert names(tmp_path / "here") == ["run"]
-
-
-def test_a_failed_swap_gives_the_old_folder_back(tmp_path: Path) -> None:
-    target = tmp_path / "run"
-    with atomic_folder(target) as fresh:
-        (fresh / "old").touch()
-    with (
-        pytest.raises(WriteError, match="Nothing that was there has changed"),
-        atomic_folder(target, overwrite=True) as fresh,
-    ):
-        (fresh / "new").touch()
-        fresh.rename(tmp_path / "elsewhere")  # as a cleaner of temporary files might
-    assert names(target) == ["old"] and names(tmp_path) == ["elsewhere", "run"]
-
-
-def test_a_failure_between_the_renames_gives_the_old_folder_back(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "old").touch()
-    with pytest.raises(FileNotFoundError):
-        _swap(tmp_path / "gone", tmp_path / "run", tmp_path / ".run.old")
-    assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["old"]
-
-
-def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".run.old").mkdir()
-    (tmp_path / ".run.old" / "old").touch()
-    with pytest.raises(OutputExistsError), atomic_folder(tmp_path / "run"):
-        pytest.fail("the block must not run")
-    assert names(tmp_path / "run") == ["old"] and names(tmp_path) == ["run"]
-
-
 def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     write_bytes(tmp_path / "x.bin", b"old")
     program = (
@@ -276,13 +195,6 @@ def test_a_read_only_folder(open_tmp: Path, without_root: OrdinaryUser) -> None:
         with pytest.raises(WriteError, match="Permission denied"), atomic_folder(locked / "deep" / "run"):
             pytest.fail("the block must not run")
     assert (locked / "x.bin").read_bytes() == b"old" and names(locked) == ["x.bin"]
-
-
-def test_a_folder_that_cannot_be_listed_counts_as_full(open_tmp: Path, without_root: OrdinaryUser) -> None:
-    secret = open_tmp / "secret"
-    secret.mkdir(mode=0o300)
-    with without_root(), pytest.raises(OutputExistsError):
-        refuse_existing(secret, overwrite=False)
 
 
 def test_writers_do_not_mix(tmp_path: Path) -> None:

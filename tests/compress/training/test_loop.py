@@ -1,113 +1,22 @@
-"""The training loop on a small real task: it learns, keeps the best, survives a kill, and says when it diverges."""
+"""The training loop on a small real task: it learns, keeps the best, and says when it diverges."""
 
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from edgekit.atomic import WriteError
 from edgekit.compress.recipe import FitConfig
-from edgekit.compress.show.display import Silent
-from edgekit.compress.training.checkpointing import Checkpoints
 from edgekit.compress.training.ema import Ema
-from edgekit.compress.training.loop import DivergedError, FitResult, fit, parameter_groups, pick_device
+from edgekit.compress.training.loop import DivergedError, fit, parameter_groups, pick_device
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.compress.training.schedule import ScheduleConfig, factor
-from edgekit.errors import LoadError, UsageError
-
-CONFIG = FitConfig(epochs=4, batch_size=16, lr=0.02, device="cpu")
-X = torch.randn(96, 10, generator=torch.Generator().manual_seed(0))
-Y = (X[:, 0] + X[:, 1] > 0).long()
-
-
-class Interrupted(Exception):
-    """Stands for a kill in the middle of an epoch."""
-
-
-class Listening(Silent):
-    """Keeps the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-class Sides:
-    """Tell on which side of a plane a point lies; with dropout and batch norm, as real nets have them."""
-
-    metric = "val_acc"
-    checkpoint_name = "best.pt"
-    steps_per_epoch = 6
-
-    def __init__(self, *, stop_in_epoch: int = 0, poison_in_epoch: int = 0, values: tuple[float, ...] = ()) -> None:
-        torch.manual_seed(0)
-        self.model: nn.Module = nn.Sequential(
-            nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2)
-        )
-        self.stop_in_epoch, self.poison_in_epoch, self.values = stop_in_epoch, poison_in_epoch, values
-        self.evaluated: list[nn.Module] = []
-        self.epochs: list[int] = []
-
-    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        self.epochs.append(epoch)
-        order = torch.randperm(len(X), generator=torch.Generator().manual_seed(epoch))
-        for number, rows in list(enumerate(order.split(16)))[start:]:  # type: ignore[no-untyped-call]
-            if epoch == self.stop_in_epoch and number == 3:
-                raise Interrupted
-            x = X[rows].to(device)
-            yield (x * float("nan") if epoch == self.poison_in_epoch else x), Y[rows].to(device)
-
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
-        logits = model(batch[0])
-        loss = F.cross_entropy(logits, batch[1])
-        correct = (logits.argmax(1) == batch[1]).sum()
-        return {"loss": loss, "task": loss, "_correct": correct, "_labelled": torch.tensor(len(batch[1]))}
-
-    def batch_length(self, batch: tuple[Tensor, Tensor]) -> int:
-        return len(batch[1])
-
-    def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
-        assert not model.training
-        assert not torch.is_grad_enabled()
-        self.evaluated.append(model)
-        if self.values:
-            return {"val_acc": self.values[len(self.evaluated) - 1]}
-        return {"val_acc": float((model(X.to(device)).argmax(1).cpu() == Y).float().mean())}
-
-    def save(self, path: Path, model: nn.Module) -> None:
-        torch.save(model.state_dict(), path)
-
-
-def new_run(path: Path) -> RunFolder:
-    run = RunFolder(path)
-    run.create({}, {})
-    return run
-
-
-def train(path: Path, config: FitConfig = CONFIG, *, resume: bool = False, **options: Any) -> tuple[Sides, FitResult]:
-    task = Sides(**options)
-    run = RunFolder(path) if resume else new_run(path)
-    return task, fit(task, config, run, resume=resume)
-
-
-def saved(path: Path, name: str = "best.pt") -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(path / name, weights_only=True)
-    return state
-
-
-def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s", "peak_memory_bytes")} for row in rows]
+from edgekit.errors import UsageError
+from tests.sides_for_tests import CONFIG, Sides, new_run, saved, train
 
 
 def test_it_learns_and_writes_a_row_per_epoch(tmp_path: Path) -> None:
@@ -130,17 +39,6 @@ def test_the_rate_follows_the_schedule(tmp_path: Path) -> None:
         assert row["lr"] == pytest.approx(0.02 * factor(schedule, last_step, 4))
 
 
-def test_a_plateau_follows_the_metric_through_a_resume_too(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"schedule": ScheduleConfig(name="plateau", patience=0, gamma=0.5)})
-    values = (0.5, 0.6, 0.6, 0.6)
-    _, result = train(tmp_path / "whole", config, values=values)
-    assert [row["lr"] for row in result.rows] == pytest.approx([0.02, 0.02, 0.02, 0.01])
-    with pytest.raises(Interrupted):
-        train(tmp_path / "cut", config, values=values, stop_in_epoch=4)
-    _, resumed = train(tmp_path / "cut", config, values=values[3:], resume=True)
-    assert without_time(resumed.rows) == without_time(result.rows)
-
-
 def test_the_best_checkpoint_stays_when_later_epochs_are_worse(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"epochs": 2})
     train(
@@ -156,40 +54,6 @@ def test_the_best_checkpoint_stays_when_later_epochs_are_worse(tmp_path: Path) -
     for name, tensor in saved(tmp_path / "long").items():  # of two equals the first one
         assert torch.equal(tensor, saved(tmp_path / "short")[name])
     assert not torch.equal(task.model.state_dict()["0.weight"], saved(tmp_path / "long")["0.weight"])
-
-
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-@pytest.mark.parametrize("stop_in_epoch", [1, 3])
-def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path: Path, ema_decay: float, stop_in_epoch: int) -> None:
-    config = CONFIG.model_copy(update={"ema_decay": ema_decay, "clip_norm": 1.0, "decay_matrices_only": True})
-    whole_task, whole = train(tmp_path / "whole", config)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "cut", config, stop_in_epoch=stop_in_epoch)
-    torch.manual_seed(999)  # a new process is in another state
-    task, resumed = train(tmp_path / "cut", config, resume=True)
-    assert task.epochs == list(range(stop_in_epoch, 5))
-    for name, tensor in task.model.state_dict().items():
-        assert torch.equal(tensor, whole_task.model.state_dict()[name]), name
-    for name, tensor in saved(tmp_path / "cut").items():
-        assert torch.equal(tensor, saved(tmp_path / "whole")[name]), name
-    assert without_time(resumed.rows) == without_time(whole.rows)
-    assert without_time(RunFolder(tmp_path / "cut").read_metrics()) == without_time(whole.rows)
-    assert replace(resumed, seconds=0, rows=[]) == replace(whole, seconds=0, rows=[])
-
-
-def test_resuming_a_finished_run_trains_nothing_and_knows_the_result(tmp_path: Path) -> None:
-    _, whole = train(tmp_path)
-    task, again = train(tmp_path, resume=True)
-    assert task.epochs == []
-    assert (again.best, again.best_epoch, again.last) == (whole.best, whole.best_epoch, whole.last)
-    assert again.rows == whole.rows
-
-
-def test_more_epochs_continue_a_finished_run(tmp_path: Path) -> None:
-    train(tmp_path)
-    task, longer = train(tmp_path, CONFIG.model_copy(update={"epochs": 6}), resume=True)
-    assert task.epochs == [5, 6]
-    assert [row["epoch"] for row in longer.rows] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_best(tmp_path: Path) -> None:
@@ -275,90 +139,6 @@ def test_weight_decay_shrinks_exactly_the_decayed(tmp_path: Path) -> None:
     for name, parameter in task.model.named_parameters():
         shrunk = before[name] * ((1 - 0.1 * 0.5) ** 6 if parameter.ndim == 2 else 1.0)
         assert torch.allclose(parameter, shrunk, rtol=1e-5)
-
-
-def states(path: Path) -> Checkpoints:
-    return Checkpoints(path / "last", lambda text: None)
-
-
-@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "gone"])
-def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_path: Path, damage: str) -> None:
-    _, whole = train(tmp_path)
-    newest = tmp_path / "last" / states(tmp_path).entries()[0].name
-    content = newest.read_bytes()
-    newest.write_bytes({"cut": content[: len(content) // 2], "garbage": b"garbage"}.get(damage, b""))
-    if damage == "gone":
-        newest.unlink()
-    shown = Listening()
-    task = Sides()
-    again = fit(task, CONFIG, RunFolder(tmp_path), display=shown, resume=True)
-    assert task.epochs == [4]
-    (warning,) = shown.warnings
-    assert str(newest) in warning
-    assert "going back to the one before" in warning
-    assert without_time(again.rows) == without_time(whole.rows)
-
-
-def test_without_any_whole_state_it_is_one_line(tmp_path: Path) -> None:
-    train(tmp_path)
-    for entry in states(tmp_path).entries():
-        (tmp_path / "last" / entry.name).write_bytes(b"garbage")
-    with pytest.raises(LoadError, match="none of its 2 training states is whole") as caught:
-        train(tmp_path, resume=True)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"version": 1, "states": [{"name": "../../x", "epoch": 1}]}'])
-def test_a_lost_manifest_is_made_up_for_by_the_states(tmp_path: Path, content: str) -> None:
-    _, whole = train(tmp_path)
-    (tmp_path / "last" / "manifest.json").write_text(content, encoding="utf-8")
-    shown = Listening()
-    again = fit(Sides(), CONFIG, RunFolder(tmp_path), display=shown, resume=True)
-    assert "is damaged" in shown.warnings[0]
-    assert again.rows == whole.rows
-
-
-@pytest.mark.parametrize("damage", ["list", "foreign", "version", "state.pt", "manifest"])
-def test_a_state_of_something_else_is_one_line(tmp_path: Path, damage: str) -> None:
-    train(tmp_path, CONFIG.model_copy(update={"epochs": 1}))
-    store = states(tmp_path)
-    (entry,) = store.entries()
-    state = torch.load(tmp_path / "last" / entry.name, weights_only=True)
-    foreign = {
-        "list": [1, 2],
-        "foreign": state | {"model": nn.Linear(2, 2).state_dict()},
-        "version": state | {"version": 99},
-    }
-    if damage in foreign:
-        store.save(lambda stream: torch.save(foreign[damage], stream), epoch=2, step=0)  # type: ignore[arg-type]
-    elif damage == "manifest":
-        (tmp_path / "last" / "manifest.json").write_text('{"version": 99, "states": []}', encoding="utf-8")
-    else:
-        store.clear()
-        (tmp_path / "last" / "state.pt").write_bytes(b"of an old version")
-    with pytest.raises(LoadError) as caught:
-        train(tmp_path, resume=True)
-    assert "\n" not in str(caught.value)
-    assert str(tmp_path / "last") in str(caught.value)
-
-
-def test_a_moving_average_switched_on_at_resume_is_refused(tmp_path: Path) -> None:
-    train(tmp_path, CONFIG.model_copy(update={"epochs": 1}))
-    with pytest.raises(LoadError, match="Give the settings it was trained with"):
-        train(tmp_path, CONFIG.model_copy(update={"ema_decay": 0.9}), resume=True)
-
-
-def test_a_full_disk_leaves_the_state_before_it(tmp_path: Path) -> None:
-    train(tmp_path, CONFIG.model_copy(update={"epochs": 2}))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "last").iterdir()}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
-    try:
-        with pytest.raises(WriteError, match="state-000004"):
-            train(tmp_path, resume=True, values=(0.0, 0.0, 0.0))  # no better checkpoint to write first
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {path.name: path.read_bytes() for path in (tmp_path / "last").iterdir()} == before
 
 
 def test_step_rows_are_written_every_fifty_steps(tmp_path: Path) -> None:

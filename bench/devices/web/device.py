@@ -77,6 +77,7 @@ def summary(report: BenchReport) -> list[dict[str, Any]]:
     return [
         {
             "name": row.name,
+            "provider": row.runtime.provider if row.runtime else None,
             "p50_ms": None if row.latency is None else 1e3 * row.latency.p50_s,
             "p90_ms": None if row.latency is None else 1e3 * row.latency.p90_s,
             "speedup": None if row.speedup is None else row.speedup.interval.value,

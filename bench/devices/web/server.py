@@ -134,20 +134,16 @@ class _Handler(BaseHTTPRequestHandler):
             actions[name](body)
         except TakenError:
             self._send(HTTPStatus.CONFLICT, b"another page is measuring, or this one's time is over\n")
-        except (ValueError, RecursionError, AttributeError):
+        except (ValueError, RecursionError):
             self._send(HTTPStatus.BAD_REQUEST, b"not what the page sends\n")
 
     def _hello(self, body: bytes) -> None:
-        facts = json.loads(body)
-        if not isinstance(facts, dict):
-            raise ValueError
-        self._exchange.join(self._client(), facts)
+        self._exchange.join(self._client(), _parsed(body))
         self._send(HTTPStatus.NO_CONTENT)
 
     def _next(self, body: bytes) -> None:
         line, _, content = body.partition(b"\n")
-        reply = json.loads(line)
-        task = self._exchange.next(self._client(), reply, content, _POLL_S)
+        task = self._exchange.next(self._client(), _parsed(line), content, _POLL_S)
         if task is None:
             self._send(HTTPStatus.NO_CONTENT)
         else:
@@ -159,8 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _bye(self, body: bytes) -> None:
         """Take a page's last word, which can bring no header."""
-        said = json.loads(body)
-        self._exchange.leave(str(said["client"]), "its page was closed")
+        self._exchange.leave(str(_parsed(body).get("client")), "its page was closed")
         self._send(HTTPStatus.NO_CONTENT)
 
     def _client(self) -> str:
@@ -201,3 +196,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Print nothing: the terminal belongs to the bench."""
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    return values

@@ -57,15 +57,16 @@ const OPENERS = {
   },
 
   async tflite(litert, accelerator, bytes, outputs) {
-    const model = await litert.loadAndCompile(bytes, {accelerator});
+    const [model, shares] = await heard(() => litert.loadAndCompile(bytes, {accelerator}));
     const inputs = model.getInputDetails();
     const layout = layoutOf(inputs.length, Array.from(inputs[0].shape), inputs[0].dtype);
     const details = model.getOutputDetails();
     const names = called(details.map(detail => detail.name), outputs);
-    const whole = accelerator !== 'webgpu' || model.isFullyAccelerated;
+    const whole = model.isFullyAccelerated && !shares;
     return {
       ...layout,
       provider: accelerator === 'webgpu' ? (whole ? 'WebGPU' : 'WebGPU and WASM') : 'WASM, XNNPACK',
+      note: shares,
       async run(stored, batch) {
         const tensor = new litert.Tensor(stored, layout.dims(batch));
         const found = [];
@@ -80,6 +81,22 @@ const OPENERS = {
     };
   },
 };
+
+// Do something, and listen to what the runtime prints meanwhile of the shares of GPU and CPU: it tells nowhere else.
+async function heard(act) {
+  const {log, error} = console;
+  let shares = '';
+  const listen = (...words) => {
+    const found = /(\d+) operations will run on the GPU, and the remaining (\d+)/.exec(words.join(' '));
+    if (found) shares = `${found[1]} operations on the GPU, ${found[2]} on the CPU`;
+  };
+  console.log = console.error = listen;
+  try {
+    return [await act(), shares];
+  } finally {
+    Object.assign(console, {log, error});
+  }
+}
 
 // A single output is "logits", whatever its file calls it; only "embedding" stays. As on the computer.
 function called(names) {

@@ -47,6 +47,7 @@ const DO = {
     return {
       input_shape: model.opened.inputShape,
       provider: model.opened.provider,
+      note: model.opened.note ?? '',
       cold_s: [(times[1] - times[0]) / 1e3, times[2] / 1e3, times[3] / 1e3],
       call_s: await callSeconds(model, stored, batch),
     };
@@ -222,6 +223,7 @@ async function keepScreenOn() {
   await take();
   return () => {
     wanted = false;
+    view.screen('');
     document.removeEventListener('visibilitychange', seen);
     lock?.release();
   };

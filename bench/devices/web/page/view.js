@@ -73,21 +73,23 @@ export class View {
         this.state(row.name, row.failure, 'failed');
         continue;
       }
-      const parity = row.proven ? `proven: ${row.parity_db === null ? 'equal to' : `${Math.round(row.parity_db)} dB against`} PyTorch` : 'not proven';
-      this.state(row.name, row.p90_ms === null ? parity : `${parity}; p90 ${written(row.p90_ms)} ms`);
+      const facts = [row.provider];
+      if (row.proven) facts.push(row.parity_db === null ? 'equal to PyTorch' : `${Math.round(row.parity_db)}\u00a0dB to PyTorch`);
+      if (row.p90_ms !== null) facts.push(`p90\u00a0${written(row.p90_ms)}\u00a0ms`);
+      this.state(row.name, facts.filter(Boolean).join(' · '));
       parts.verdict.textContent = row.baseline ? 'baseline' : row.speedup === null ? '' :
         `${row.verdict === 'inconclusive' ? '≈' : ''}${row.speedup.toFixed(2)}× ${row.verdict}`;
       parts.verdict.className = `verdict ${row.verdict ?? ''}`;
     }
     if (rows.some(row => row.p50_ms !== null)) {
       at('legend').hidden = false;
-      at('legend').textContent = 'Times are the median of one picture; shorter bars are better.';
+      at('legend').textContent = 'Times are the median of one picture; a shorter bar is better. dB tell how close the outputs are to those of PyTorch.';
     }
   }
 
   end(text, failed) {
     this.phase(text);
-    this.advice(failed ? '' : 'You can close this page.');
+    this.advice(failed ? '' : 'The whole table is on the computer. You can close this page.');
     document.body.classList.add(failed ? 'over' : 'done');
   }
 }

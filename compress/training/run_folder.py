@@ -18,7 +18,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import yaml
 from pydantic import BaseModel
 
 from edgekit import atomic
+from edgekit.environment import version_of
 from edgekit.errors import LoadError
 
 SCHEMA_VERSION = 1
@@ -164,20 +164,13 @@ def environment() -> dict[str, Any]:
     """Return the facts of this environment that a result depends on."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in _LIBRARIES}},
         "platform": platform.platform(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git_commit(),
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:

@@ -26,7 +26,7 @@ class DeviceOptions:
 
     say: Say
     benchmark_model: Path | None = None
-    remote_command: str = "edgekit"
+    remote_command: str | None = None
 
 
 def open_device(name: str, options: DeviceOptions) -> Device:
@@ -42,6 +42,8 @@ def open_device(name: str, options: DeviceOptions) -> Device:
         raise UsageError(f"--device '{name}' ends in a colon; give {DEVICES_HELP}")
     if options.benchmark_model is not None and kind != "adb":
         raise UsageError("--benchmark-model is for --device adb alone")
+    if options.remote_command is not None and kind != "ssh":
+        raise UsageError("--remote-command is for --device ssh alone")
     return DEVICES[kind](rest, options)
 
 
@@ -58,4 +60,10 @@ def _web(rest: str, options: DeviceOptions) -> Device:
     return WebDevice(WebAddress.parse(rest), options.say)
 
 
-DEVICES: Mapping[str, Callable[[str, DeviceOptions], Device]] = {"local": _local, "web": _web}
+def _ssh(rest: str, options: DeviceOptions) -> Device:
+    from edgekit.bench.devices.ssh import SshDevice, SshHost
+
+    return SshDevice(SshHost.parse(rest), options.say, options.remote_command or "edgekit")
+
+
+DEVICES: Mapping[str, Callable[[str, DeviceOptions], Device]] = {"local": _local, "web": _web, "ssh": _ssh}

@@ -26,6 +26,12 @@ from edgekit.terminal import print_json
     metavar="DEVICE",
     help="What measures: local; web, any phone's browser; ssh:USER@HOST[:PORT]; adb[:SERIAL]; apple:DEVICE.",
 )
+@click.option(
+    "--benchmark-model",
+    type=EXISTING,
+    help="For --device adb: TensorFlow Lite's benchmark_model, built for the phone's processor.",
+)
+@click.option("--remote-command", help="For --device ssh: how edgekit is called there.  [default: edgekit]")
 @click.option("--data", type=EXISTING, help="Labelled pictures; without them only latency is measured.")
 @click.option("--val-fraction", type=float, help="As for distill.")
 @click.option("--max-images", type=click.IntRange(1), help="Most validation pictures.  [default: all]")
@@ -66,7 +72,9 @@ def bench(**options: Any) -> int:
     from edgekit.bench.store import add_run
     from edgekit.bench.table import render_markdown, render_terminal
 
-    device = open_device(options["device"], DeviceOptions(terminal.say))
+    device = open_device(
+        options["device"], DeviceOptions(terminal.say, options["benchmark_model"], options["remote_command"])
+    )
     output: Path | None = options["output"]
     if output is not None:
         refuse_existing(output, overwrite=options["overwrite"])

@@ -19,8 +19,43 @@ from edgekit.errors import DataError
 from edgekit.export.tflite_plan import LOGISTIC_CODES
 from edgekit.export.tflite_static import activation_codes
 
-Observe = Callable[[str, Any], None]
+Observe = Callable[["ActivationCodes", Tensor], None]
 SMALLEST_SCALE = 1e-9
+
+
+class _Round(torch.autograd.Function):
+    """Round to codes and back in four passes over memory; torch's own fake_quantize takes several times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, least: int, most: int) -> Tensor:
+        """Map any shape to the same shape; codes less the zero point run from `least` to `most`."""
+        ctx.save_for_backward(x)
+        ctx.bounds = ((least - 0.5) * scale, (most + 0.5) * scale)
+        return x.mul(1 / scale).round_().clamp_(least, most).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Let pass what was not clipped."""
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grads[0], x, *ctx.bounds), None, None, None
+
+
+class _RoundedSiLU(torch.autograd.Function):
+    """x · round(256 σ(x)) / 256, with the gradient of the exact SiLU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Map any shape to the same shape."""
+        ctx.save_for_backward(x)
+        scale, zero_point = LOGISTIC_CODES
+        return torch.sigmoid(x).div_(scale).round_().clamp_(0, 127 - zero_point).mul_(scale).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Return the gradient of x · σ(x)."""
+        (x,) = ctx.saved_tensors
+        result: Tensor = torch.ops.aten.silu_backward(grads[0], x)
+        return result
 
 
 class ActivationCodes(nn.Module):
@@ -30,34 +65,33 @@ class ActivationCodes(nn.Module):
         name: in statistics and records.
         symmetric: the zero point is 0 and the codes are −127 to 127.
         floor: no code below this: where a SiLU reads the tensor, what is lower makes no difference.
+        low, high: what the codes span.
         observer: takes what passes, instead of rounding it; None rounds.
+        redundant: others have rounded this very tensor already, to the same codes.
     """
-
-    scale: Tensor
-    zero_point: Tensor
 
     def __init__(self, name: str, *, symmetric: bool = False, floor: float = -np.inf) -> None:
         super().__init__()
         self.name, self.symmetric, self.floor = name, symmetric, floor
-        self.low, self.high = 0.0, 0.0
+        self.low, self.high, self.scale, self.zero_point = 0.0, 0.0, 1.0, 0
         self.observer: Observe | None = None
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+        self.redundant = False
 
     def span(self, low: float, high: float) -> None:
         """Let the codes span [low, high], low ≤ 0 ≤ high."""
         self.low, self.high = max(low, self.floor), high
-        scale, zero_point = activation_codes(self.low, self.high, symmetric=self.symmetric)
-        self.scale.fill_(scale)
-        self.zero_point.fill_(zero_point)
+        self.scale, self.zero_point = activation_codes(self.low, self.high, symmetric=self.symmetric)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map any shape to the same shape."""
         if self.observer is not None:
-            self.observer(self.name, x.detach().cpu().numpy())
+            self.observer(self, x)
             return x
-        least = -127 if self.symmetric else -128
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, least, 127)
+        if self.redundant:
+            return x
+        least = -127 if self.symmetric else -128 - self.zero_point
+        rounded: Tensor = _Round.apply(x, self.scale, least, 127 - self.zero_point)
+        return rounded
 
 
 class CodedSiLU(nn.Module):
@@ -75,8 +109,8 @@ class CodedSiLU(nn.Module):
         """Map any shape to the same shape."""
         if not self.rounded:
             return F.silu(x)
-        scale, zero_point = LOGISTIC_CODES
-        return x * torch.fake_quantize_per_tensor_affine(torch.sigmoid(x), scale, zero_point, -128, 127)
+        y: Tensor = _RoundedSiLU.apply(x)
+        return y
 
 
 class RowCodes(nn.Module):

@@ -205,24 +205,32 @@ def calibrate(student: Student, batches: Callable[[], Iterable[FloatArray]], con
 
 
 def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -> Histograms:
+    """Take the statistics of all activations in float, and note which codes see a tensor that others saw before."""
     points = activation_points(student)
-    weights = [m for m in student.modules() if hasattr(m, "rounded")]
+    exact = [module for module in student.modules() if hasattr(module, "rounded")]
 
     def run(images: FloatArray, observe: Observe) -> None:
+        seen: dict[int, tuple[ActivationCodes, Tensor]] = {}  # the tensors stay alive, so that no number comes twice
+
+        def look(codes: ActivationCodes, x: Tensor) -> None:
+            first, _ = seen.setdefault(id(x), (codes, x))
+            codes.redundant = first is not codes and first.symmetric == codes.symmetric
+            observe(codes.name, x.cpu().numpy())
+
         for codes in points:
-            codes.observer = observe
+            codes.observer = look
         with torch.no_grad():
             student.from_frames(torch.from_numpy(images))
 
     try:
-        for step in weights:
-            step.rounded = False
+        for module in exact:
+            module.rounded = False
         return collect(run, batches)
     finally:
         for codes in points:
             codes.observer = None
-        for step in weights:
-            step.rounded = True
+        for module in exact:
+            module.rounded = True
 
 
 def _join_concatenations(student: Student, ranges: Ranges) -> None:

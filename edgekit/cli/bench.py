@@ -72,6 +72,7 @@ def bench(**options: Any) -> int:
     from edgekit.bench.store import add_run
     from edgekit.bench.table import render_markdown, render_terminal
 
+    devices = DeviceOptions(terminal.say, options["benchmark_model"], options["remote_command"])
     device = open_device(
         options["device"], DeviceOptions(terminal.say, options["benchmark_model"], options["remote_command"])
     )

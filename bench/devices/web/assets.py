@@ -16,7 +16,7 @@ from edgekit.atomic import write_bytes
 from edgekit.errors import LoadError
 
 _HERE = Path(__file__).parent
-_VENDOR = _HERE / "vendor"
+_NPM = _HERE / "npm-runtimes"
 _JS = "text/javascript; charset=utf-8"
 _WASM = "application/wasm"
 PAGE: Mapping[str, str] = {
@@ -68,24 +68,24 @@ def read_assets() -> dict[str, Asset]:
     Raises:
         LoadError: the runtimes are not here.
     """
-    missing = [name for name in (*(f"{n}.gz" for n in RUNTIMES), _VERSIONS_FILE) if not (_VENDOR / name).is_file()]
+    missing = [name for name in (*(f"{n}.gz" for n in RUNTIMES), _VERSIONS_FILE) if not (_NPM / name).is_file()]
     if missing:
         raise LoadError(
             f"the page's runtimes are not here ({len(missing)} files, e.g. {missing[0]}): run `make web` in a checkout "
             "of edgekit, once, with npm and a network"
         )
     found = {
-        name: Asset((_HERE / "page" / (name or "index.html")).read_bytes(), media_type, gzipped=False)
+        name: Asset((_HERE / "page-files" / (name or "index.html")).read_bytes(), media_type, gzipped=False)
         for name, media_type in PAGE.items()
     }
     for name, (_, media_type) in RUNTIMES.items():
-        found[name] = Asset((_VENDOR / f"{name}.gz").read_bytes(), media_type, gzipped=True)
+        found[name] = Asset((_NPM / f"{name}.gz").read_bytes(), media_type, gzipped=True)
     return found
 
 
 def runtime_versions() -> dict[str, str]:
     """Return the version of the runtime of each format."""
-    versions: dict[str, str] = json.loads((_VENDOR / _VERSIONS_FILE).read_text(encoding="utf-8"))
+    versions: dict[str, str] = json.loads((_NPM / _VERSIONS_FILE).read_text(encoding="utf-8"))
     return versions
 
 
@@ -95,7 +95,7 @@ def collect(node_modules: Path) -> int:
     Raises:
         LoadError: a file is not there.
     """
-    _VENDOR.mkdir(exist_ok=True)
+    _NPM.mkdir(exist_ok=True)
     total = 0
     for name, (source, _) in RUNTIMES.items():
         path = node_modules / source
@@ -105,12 +105,12 @@ def collect(node_modules: Path) -> int:
         if name == "litert.js":  # its one bare import, which a browser cannot resolve
             content = content.replace(b'"@litertjs/wasm-utils"', b'"./wasm-utils.js"')
         packed = gzip.compress(content, 9, mtime=0)
-        write_bytes(_VENDOR / f"{name}.gz", packed)
+        write_bytes(_NPM / f"{name}.gz", packed)
         total += len(packed)
     versions = {}
     for package, form in _PACKAGES.items():
         versions[form] = json.loads((node_modules / package / "package.json").read_text(encoding="utf-8"))["version"]
-    write_bytes(_VENDOR / _VERSIONS_FILE, json.dumps(versions).encode())
+    write_bytes(_NPM / _VERSIONS_FILE, json.dumps(versions).encode())
     return total
 
 

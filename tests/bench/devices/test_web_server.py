@@ -69,7 +69,7 @@ def test_without_the_token_nothing_is_told(server: PageServer, path: str, method
 
 
 @pytest.mark.parametrize(
-    "name", ["../server.py", "..%2fserver.py", "%2e%2e/%2e%2e/etc/passwd", "/etc/passwd", "vendor/ort.js.gz", "page.JS"]
+    "name", ["../server.py", "..%2fserver.py", "%2e%2e/%2e%2e/etc/passwd", "/etc/passwd", "npm-runtimes/ort.js.gz", "page.JS"]
 )
 def test_no_path_leads_out_of_the_table(server: PageServer, name: str) -> None:
     assert _ask(server, "GET", f"/{server.token}/{name}")[0] == 404
@@ -251,7 +251,7 @@ def test_a_browser_that_does_not_tell_what_it_is_is_refused(change: Mapping[str,
 
 
 def test_without_the_runtimes_it_says_make_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets_module, "_VENDOR", tmp_path)
+    monkeypatch.setattr(assets_module, "_NPM", tmp_path)
     with pytest.raises(LoadError, match="make web"):
         read_assets()
 

@@ -73,9 +73,7 @@ def bench(**options: Any) -> int:
     from edgekit.bench.table import render_markdown, render_terminal
 
     devices = DeviceOptions(terminal.say, options["benchmark_model"], options["remote_command"])
-    device = open_device(
-        options["device"], DeviceOptions(terminal.say, options["benchmark_model"], options["remote_command"])
-    )
+    device = open_device(options["device"], devices)
     output: Path | None = options["output"]
     if output is not None:
         refuse_existing(output, overwrite=options["overwrite"])

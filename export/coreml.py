@@ -16,12 +16,10 @@ from edgekit.atomic import atomic_folder
 from edgekit.errors import MissingExtraError
 from edgekit.export.coreml_fp16 import prepared_for_fp16
 from edgekit.export.quiet import quiet
+from edgekit.export.weight_rounding import LEAST_WEIGHTS
 
 Precision = Literal["fp32", "fp16"]
 
-
-FLOAT_SHARE = 0.03
-"""Of the weights, as float16 in a file of 8-bit weights: 3 % of the size buy about 1 dB."""
 
 LABEL, PROBABILITIES = "classLabel", "classLabel_probs"
 """Outputs of a classifier, by the names that Xcode and Vision know."""
@@ -106,39 +104,23 @@ def export_coreml(
     save_package(package, out)
 
 
-def quantize_weights(float_package: Path, out: Path) -> None:
+def quantize_weights(float_package: Path, out: Path, least: int = LEAST_WEIGHTS) -> None:
     """Write `out`, the same program with 8-bit weights: symmetric, one scale per output channel; arithmetic stays.
 
-    Weights that lie on that grid already (`edgekit.export.weight_rounding`) stay as they are. The smallest layers, up
-    to `FLOAT_SHARE` of all weights, stay float16: for their size they are the most sensitive.
+    Weights that lie on that grid already (`edgekit.export.weight_rounding`) stay as they are. Layers of fewer weights
+    than `least` stay float16.
     """
     coremltools = coremltools_module()
     from coremltools.optimize import coreml as optimize
 
+    eight_bits = optimize.OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=least - 1
+    )
+    config = optimize.OptimizationConfig(global_config=eight_bits)
     with quiet(), np.errstate(divide="ignore", invalid="ignore"):  # a channel of zeros has the scale 0, and stays 0
         package = coremltools.models.MLModel(str(float_package), skip_model_load=True)
-        weights = optimize.get_weights_metadata(package, weight_threshold=1).values()
-        eight_bits = optimize.OpLinearQuantizerConfig(
-            mode="linear_symmetric",
-            dtype="int8",
-            granularity="per_channel",
-            weight_threshold=_least_quantized([weight.val.size for weight in weights]),
-        )
-        config = optimize.OptimizationConfig(global_config=eight_bits)
         quantized = optimize.linear_quantize_weights(package, config)
     save_package(quantized, out)
-
-
-def _least_quantized(sizes: Sequence[int]) -> int:
-    """Return the size of layer above which weights are quantized: more than 2,048, and all but `FLOAT_SHARE` of all."""
-    small, total = 0, sum(sizes)
-    least = 2048
-    for size in sorted(sizes):
-        small += size
-        if small > FLOAT_SHARE * total:
-            break
-        least = max(least, size)
-    return least
 
 
 def palettize_weights(float_package: Path, out: Path, bits: int) -> None:

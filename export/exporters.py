@@ -45,9 +45,9 @@ class Conversion:
     @cached_property
     def rounded(self) -> nn.Module:
         """The model with its weights on the grid of 8 bits (`edgekit.export.weight_rounding`)."""
-        from edgekit.export.weight_rounding import with_rounded_weights
+        from edgekit.export.weight_rounding import least_quantized, with_rounded_weights
 
-        return with_rounded_weights(self.model, self.batches())
+        return with_rounded_weights(self.model, self.batches(), least_quantized(self.model))
 
     def base(self, form: Format, make: Callable[[Path], object], name: str = "base") -> Path:
         """Return the float file that INT8 starts from; `make` writes it the first time."""
@@ -146,8 +146,10 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
         make_float(out, precision)
         return
     if precision in ("int8", "w8"):
+        from edgekit.export.weight_rounding import least_quantized
+
         rounded = conversion.base("coreml", lambda path: make_float(path, "fp16", conversion.rounded), "rounded")
-        quantize_weights(rounded, out)
+        quantize_weights(rounded, out, least_quantized(conversion.model))
     else:
         palettize_weights(conversion.base("coreml", make_float), out, int(precision.removeprefix("palette")))
 

@@ -18,6 +18,9 @@ from whole_path_for_tests import WholePath
 from edgekit.errors import LoadError
 from edgekit.export.check import Check
 from edgekit.export.manifest import GOLDEN_FILE, MANIFEST_FILE, sha256_of
+from edgekit.export.onnx_fp16 import halve_onnx
+from edgekit.export.runtimes import size_bytes
+from edgekit.export.tflite_fp16 import halve_tflite
 from edgekit.export.verify import verify_bundle
 
 
@@ -101,6 +104,44 @@ def test_a_renamed_output_is_caught(bundle: Path) -> None:
     found = {c.check: c.detail for c in failed(bundle) if c.subject == path.name}
     assert set(found) == {"interface", "golden vectors"}
     assert "lack logits" in found["golden vectors"]
+
+
+def vouch(bundle: Path, name: str) -> None:
+    """Make the manifest agree with a file that was changed."""
+    path = bundle / name
+    edit_manifest(bundle, lambda c: record(c, name).update(sha256=sha256_of(path), size_bytes=size_bytes(path)))
+
+
+def test_a_wrong_mean_is_caught(bundle: Path) -> None:
+    """A file that subtracts ImageNet's means, which this student does not know."""
+    import onnx
+    from onnx import numpy_helper
+
+    path = bundle / "model.fp32.onnx"
+    model = onnx.load(path)
+    name = model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = ["centred_pictures" if given == name else given for given in node.input]
+    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
+    model.graph.initializer.append(numpy_helper.from_array(mean, "imagenet_mean"))
+    model.graph.node.insert(0, onnx.helper.make_node("Sub", [name, "imagenet_mean"], ["centred_pictures"]))
+    onnx.save(model, path)
+    vouch(bundle, path.name)
+    assert {(c.subject, c.check) for c in failed(bundle)} == {(path.name, "golden vectors")}
+
+
+@pytest.mark.parametrize("name", ["model.int8.onnx", "model.int8.tflite", "model.int8.mlpackage"])
+def test_a_half_precision_file_that_calls_itself_int8_is_caught(bundle: Path, name: str) -> None:
+    source, target = bundle / name.replace("int8", "fp32"), bundle / name
+    if name.endswith("onnx"):
+        halve_onnx(source, target)
+    elif name.endswith("tflite"):
+        halve_tflite(source, target)
+    else:  # a whole package, in float32: there is no converter from package to package
+        shutil.rmtree(target)
+        shutil.copytree(source, target)
+    vouch(bundle, name)
+    assert "precision" in {check.check for check in failed(bundle) if check.subject == name}
 
 
 def test_a_missing_file_is_named(bundle: Path) -> None:

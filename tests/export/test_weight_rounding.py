@@ -13,7 +13,7 @@ from edgekit.errors import DataError
 from edgekit.export.coreml import export_coreml, quantize_weights
 from edgekit.export.mil import MilSession
 from edgekit.export.rewrites.batchnorm import fold_batch_norms
-from edgekit.export.weight_rounding import LEAST_WEIGHTS, LEVELS, round_to_grid, with_rounded_weights
+from edgekit.export.weight_rounding import LEAST_WEIGHTS, LEVELS, least_quantized, round_to_grid, with_rounded_weights
 
 
 def nearest(weights: Tensor) -> Tensor:
@@ -95,6 +95,23 @@ def test_whole_nets(arch: str) -> None:
         expected = net(others)[0]
         ours, theirs = (float((found(others)[0] - expected).square().mean()) for found in (rounded, plain))
     assert 0 < ours < 0.7 * theirs
+
+
+def test_the_smallest_layers_stay_float_and_those_of_one_size_together() -> None:
+    def linears(*sizes: int) -> nn.Module:
+        return nn.ModuleList(nn.Linear(size, 100, bias=False) for size in sizes)
+
+    assert least_quantized(linears(5, 15, 1000)) == 2048  # 500 weights are always float, 1,500 as well
+    assert least_quantized(linears(25, 1000)) == 2501
+    assert least_quantized(linears(25, 25, 1000)) == 2048  # both would be 4.8 %
+    net = TwoHeads("mobilevit_xxs").eval()
+    images = pictures(8, 64)
+    rounded = with_rounded_weights(net, [images.numpy()], least=6000)
+    plain = TwoHeads("mobilevit_xxs").eval()
+    fold_batch_norms(plain)
+    for (name, ours), theirs in zip(rounded.named_modules(), plain.modules(), strict=True):
+        if isinstance(ours, nn.Conv2d | nn.Linear) and isinstance(theirs, nn.Conv2d | nn.Linear):
+            assert torch.equal(ours.weight, theirs.weight) == (ours.weight.numel() < 6000), name
 
 
 def test_core_ml_finds_the_same_weights_again(tmp_path: Path) -> None:

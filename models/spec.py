@@ -24,6 +24,8 @@ class StudentSpec:
         frames: frames per clip; 1 for still images.
         positions: whether a clip's frames are told apart by their place (`edgekit.models.temporal`); else only what
             they show counts, in any order.
+        widths: (path in the backbone, hidden channels, units or heads) of each place that was cut to fewer than
+            `arch` has (`edgekit.models.widths`).
     """
 
     arch: str
@@ -32,6 +34,7 @@ class StudentSpec:
     preprocess: Preprocess
     frames: int = 1
     positions: bool = False
+    widths: tuple[tuple[str, int], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -51,7 +54,10 @@ class StudentSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping that `from_dict` reads back."""
-        return asdict(self)
+        values = asdict(self)
+        if not self.widths:  # as files from before it are, and readers of then expect them
+            del values["widths"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StudentSpec:
@@ -68,6 +74,7 @@ class StudentSpec:
             if not all(isinstance(name, str) for name in classes):
                 raise ValueError(f"classes {classes!r}")
             fields["classes"] = tuple(classes)
+            fields["widths"] = tuple(_width(entry) for entry in fields.get("widths", ()))
             fields["preprocess"] = Preprocess.from_dict(fields["preprocess"])
             spec = cls(**fields)
             if not (0 < int(spec.embed_dim) <= MAX_EMBED_DIM and 0 < int(spec.frames) <= MAX_FRAMES):
@@ -77,3 +84,15 @@ class StudentSpec:
         except (KeyError, TypeError, ValueError, LoadError) as e:
             raise LoadError(f"not the spec of a student: {e!r:.200}") from e
         return spec
+
+
+def _width(entry: Any) -> tuple[str, int]:
+    """Return a path and its width.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    path, width = entry
+    if not isinstance(path, str) or isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise ValueError(f"width {entry!r}")
+    return path, width

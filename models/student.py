@@ -16,6 +16,7 @@ from edgekit.models.freezing import early_weights
 from edgekit.models.spec import StudentSpec
 from edgekit.models.temporal import ClipHead, TemporalAttentionPool
 from edgekit.models.weights import read_state_dict
+from edgekit.models.widths import narrow
 from edgekit.preprocess import Interpolation, Preprocess
 
 
@@ -49,6 +50,7 @@ class Student(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.preprocess.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.preprocess.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = create_backbone(spec.arch, spec.image_size)
+        narrow(self.backbone, dict(spec.widths))
         self.projection = nn.Linear(_feature_dim(self.backbone, spec), spec.embed_dim)
         self.pool: TemporalAttentionPool | None = None
         if spec.frames > 1:

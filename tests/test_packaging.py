@@ -28,7 +28,7 @@ STAGES = ("models", "compress", "export", "bench")
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "": frozenset(),  # the modules directly in edgekit/
     "models": frozenset({""}),
-    "compress": frozenset({"", "models"}),
+    "compress": frozenset({"", "models", "export"}),  # export: compress/slim alone, see below
     "export": frozenset({"", "models"}),
     "bench": frozenset({"", "models", "export"}),
     "cli": frozenset({"", *STAGES, "demo"}),
@@ -76,6 +76,18 @@ def test_layers_import_downwards_only() -> None:
             target = stage_of(module)
             if target is not None and target != stage and target not in MAY_IMPORT[stage]:
                 wrong.append(f"{path.relative_to(REPOSITORY)}:{line}: {stage or 'edgekit'} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_slim_looks_at_what_is_exported() -> None:
+    """It trains for what the exported files will do; the rest of compress/ knows nothing of files."""
+    wrong = [
+        f"{path.relative_to(REPOSITORY)}:{line}: {module}"
+        for stage, path in source_files()
+        if stage == "compress" and path.parent.name != "slim"
+        for line, module in imports(path)
+        if stage_of(module) == "export"
+    ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -59,13 +60,7 @@ class CompressConfig:
         Raises:
             UsageError: nothing or two things to do, or a value out of range.
         """
-        if (self.qat is None) == (self.prune is None):
-            raise UsageError(
-                "say what to do: --qat trains for 8 bits, --prune SHARE takes channels away; one at a time. To do "
-                "both, prune first and give the result to --qat"
-            )
-        if self.prune is not None and not 0 < self.prune < 1:
-            raise UsageError(f"--prune is {self.prune:g}; it is the share of channels to take away, between 0 and 1")
+        refuse_tasks(self.qat, self.prune)
         if self.qat is not None and self.qat.runtime not in PUT_IN:
             raise UsageError(f"--runtime '{self.qat.runtime}' is not known; {did_you_mean(self.qat.runtime, PUT_IN)}")
         if self.guide not in get_args(Guide):
@@ -74,10 +69,54 @@ class CompressConfig:
             raise UsageError(f"{self.run} is a student of clips; `edgekit compress` is for students of pictures")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the resolved settings, for config.yaml: those of a distillation, and what was done under "compress"."""
+        """Return the resolved settings, for config.yaml: a distillation's, and under "compress" what was done."""
         qat = None if self.qat is None else dataclasses.asdict(self.qat)
         done = {"run": str(self.run), "guide": self.guide, "qat": qat, "prune": self.prune}
         return {**self.training.to_dict(), "compress": done}
+
+
+def refuse_tasks(qat: QatConfig | None, prune: float | None) -> None:
+    """Refuse nothing to do, two things, or a share that is none.
+
+    Raises:
+        UsageError: saying what to give.
+    """
+    if (qat is None) == (prune is None):
+        raise UsageError(
+            "say what to do: --qat trains for 8 bits, --prune SHARE takes channels away; one at a time. To do both, "
+            "prune first and give the result to --qat"
+        )
+    if prune is not None and not 0 < prune < 1:
+        raise UsageError(f"--prune is {prune:g}; it is the share to take away, more than 0 and less than 1")
+
+
+def recovery(run: Path, given: Mapping[str, Any], *, qat: bool) -> FitConfig:
+    """Return how a run's student is trained to recover: gently, for a few epochs.
+
+    Args:
+        run: the run folder.
+        given: fields of `FitConfig` that were asked for.
+        qat: for quantization-aware training: AdamW at a small rate, as Muon's steps have one size however small the
+            gradient, and no decay, which would move every range; else the run's own optimizer at a quarter of its rate.
+
+    Raises:
+        UsageError: `run` is no run folder of `edgekit distill`, or a field is out of range.
+        LoadError: its settings cannot be read.
+    """
+    own = read_settings(run).recipe.fit
+    common = {
+        "batch_size": own.batch_size,
+        "seed": own.seed,
+        "channels_last": own.channels_last,
+        "clip_norm": 1.0,
+        "schedule": {"name": "cosine", "warmup_fraction": 0.05, "min_factor": 0.01},
+    }
+    if qat:
+        ways = {"epochs": 2, "lr": 1e-4, "optimizer": "adamw", "weight_decay": 0.0}
+    else:
+        kept = ("optimizer", "momentum", "nesterov", "weight_decay", "betas", "decay_matrices_only", "ema_decay")
+        ways = {"epochs": 5, "lr": own.lr / 4, **{name: getattr(own, name) for name in kept}}
+    return validate(FitConfig, {**common, **ways, **given}, "edgekit compress")
 
 
 def training_of(run: Path, data: Path | None, output: Path, fit: FitConfig, guide: Guide) -> DistillConfig:

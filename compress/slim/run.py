@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from edgekit.compress.distill.data import Prepared, load_data, prepare
 from edgekit.compress.distill.report import describe_student
 from edgekit.compress.distill.task import DistillTask
 from edgekit.compress.parallel.processes import world_size
-from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.show.plots import plot_run
+from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.slim.config import CompressConfig
+from edgekit.compress.slim.prune import without_least
 from edgekit.compress.slim.qat import finished, with_fake_quantization
 from edgekit.compress.slim.task import Finish, RecoverTask
 from edgekit.compress.training.loop import FitResult, fit, pick_device
@@ -26,7 +28,7 @@ from edgekit.errors import LoadError, UsageError
 from edgekit.models.checkpoint import load_student
 from edgekit.models.student import Student
 from edgekit.models.teacher_record import TEACHER_FILE
-from edgekit.terminal import Terminal, percent
+from edgekit.terminal import Terminal, human_count, percent
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,29 @@ def compress(
 
 def change(config: CompressConfig, student: Student, prepared: Prepared, terminal: Terminal) -> Changed:
     """Return the student as it is before the first step of recovering."""
-    assert config.qat is not None
-    ready = with_fake_quantization(student, prepared.dataset, config.qat)
+    if config.qat is not None:
+        ready = with_fake_quantization(student, prepared.dataset, config.qat)
+        terminal.say(
+            f"8 bits   as in the int8 file for {config.qat.runtime}: {len(ready.facts['ranges'])} activations, ranges "
+            f"from {len(ready.facts['calibration'])} training pictures"
+        )
+        facts = {"qat": dict(ready.facts)}
+        return Changed(ready.student, student, lambda model: finished(model, student), "fidelity_db", facts)
+    assert config.prune is not None, "`check` lets one of the two pass"
+    smaller = without_least(student, config.prune, prepared.data.source.batches(1, torch.device("cpu")))
+    before, after = describe_student(student), describe_student(smaller)
+    saved = {name: [before[name], after[name]] for name in ("parameters", "macs", "size_bytes")}
     terminal.say(
-        f"8 bits   as in the int8 file for {config.qat.runtime}: {len(ready.facts['ranges'])} activations, ranges from "
-        f"{len(ready.facts['calibration'])} training pictures"
+        f"pruned   {human_count(before['parameters'])} → {human_count(after['parameters'])} parameters, "
+        f"{human_count(before['macs'])} → {human_count(after['macs'])} MACs"
     )
-    return Changed(
-        ready.student, student, lambda model: finished(model, student), "fidelity_db", {"qat": dict(ready.facts)}
-    )
+    facts = {"prune": {"share": config.prune, "widths": dict(smaller.spec.widths), **saved}}
+    return Changed(smaller, student, copy.deepcopy, "val_acc", facts)
 
 
 def recover_task(config: CompressConfig, changed: Changed, prepared: Prepared) -> RecoverTask:
     """Return the task that trains the changed student."""
-    inner = DistillTask(changed.before, config.training.recipe, prepared.data)
+    inner = DistillTask(changed.model, config.training.recipe, prepared.data)
     return RecoverTask(changed.model, changed.before, inner, config.guide, changed.finish, changed.metric)
 
 

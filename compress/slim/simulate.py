@@ -187,7 +187,9 @@ def _heads(student: Student) -> list[nn.Linear]:
 PUT_IN: Mapping[Runtime, Callable[[Student], None]] = {"tflite": _for_tflite, "onnx": _for_onnx}
 
 
-def calibrate(student: Student, batches: Callable[[], Iterable[FloatArray]], config: RangeConfig | None = None) -> Ranges:
+def calibrate(
+    student: Student, batches: Callable[[], Iterable[FloatArray]], config: RangeConfig | None = None
+) -> Ranges:
     """Set the ranges of a student's fake quantization with the exporters' engine, as in its float file; return them.
 
     Args:

@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),
     "train": ("edgekit.cli.train:train", "Train a CLIP or a classifier from scratch, in the same loop."),
     "teach": ("edgekit.cli.teach:teach", "Run a teacher once over views of every picture, and keep what it says."),
+    "compress": ("edgekit.cli.compress:compress", "Train a student for 8 bits, or prune it, and distil to recover."),
     "data": ("edgekit.cli.data:data", "Write a data set as tar shards, which training streams."),
     "export": ("edgekit.cli.export:export", "Convert a student to ONNX, Core ML and TFLite, and prove the files."),
     "verify": (

@@ -1,7 +1,7 @@
 """Forecast a training run from its log: when a target is reached, how high it gets, and what planned restarts cost.
 
-Several learning-curve models are fitted (`forecast_models`), weighted by how well each forecasts this very log from
-its earlier epochs (`forecast_mixture`), and thousands of futures are drawn from them. Every number below is a count
+Several learning-curve models are fitted (`.models`), weighted by how well each forecasts this very log from
+its earlier epochs (`.mixture`), and thousands of futures are drawn from them. Every number below is a count
 or a quantile over those futures. Knows no torch.
 """
 

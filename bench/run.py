@@ -33,7 +33,7 @@ class BenchConfig:
     Attributes:
         files: artifacts or bundles.
         baseline: run folder of the PyTorch student that speed-ups and accuracy changes refer to, whose teacher is
-            shown beside it; None compares with the first file.
+            shown beside it; None compares with the first file that can be timed.
         data: pictures with labels; None measures latency alone.
         val_fraction: as for distill.
         threads: of every runtime.
@@ -76,7 +76,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None, place: Plac
     with _opened(_candidates(config, held), held, bar) as states:
         if held.proves:
             prove(states, bar)
-        baseline = "student" if config.baseline else states[0].candidate.name
+        baseline = "student" if config.baseline else _first_timed(states)
         problems: list[str] = []
         truth, right = _accuracy(states, config, baseline, bar, problems)
         samples = time_one(states, config.latency, baseline, bar) if config.latency else {}
@@ -135,6 +135,11 @@ def _candidates(config: BenchConfig, place: Place) -> Sequence[Candidate]:
     if not possible:
         raise UsageError(f"nothing to bench on {place.device}: {' '.join(place.notes)}")
     return possible
+
+
+def _first_timed(states: Sequence[State]) -> str:
+    """Return the first model that others can be compared with; the first of all where there is none."""
+    return next((s for s in states if s.alive and s.candidate.timed), states[0]).candidate.name
 
 
 def _accuracy(

@@ -11,7 +11,7 @@ from edgekit.bench.devices.device import Device, LocalDevice, Say
 from edgekit.errors import UsageError, did_you_mean
 
 DEVICES_HELP = "local, web, ssh:USER@HOST[:PORT], adb[:SERIAL] or apple:DEVICE"
-_SERIAL = re.compile(r"[\w.:\-\[\]]{1,128}")
+_SERIAL = re.compile(r"[\w\[][\w.:\-\[\]]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -66,4 +66,23 @@ def _ssh(rest: str, options: DeviceOptions) -> Device:
     return SshDevice(SshHost.parse(rest), options.say, options.remote_command or "edgekit")
 
 
-DEVICES: Mapping[str, Callable[[str, DeviceOptions], Device]] = {"local": _local, "web": _web, "ssh": _ssh}
+def _adb(rest: str, options: DeviceOptions) -> Device:
+    from edgekit.bench.devices.android.adb import Adb
+    from edgekit.bench.devices.android.device import AdbDevice
+
+    if rest and not _SERIAL.fullmatch(rest):
+        raise UsageError(f"--device adb:{rest} is not a serial number; give one that `adb devices` lists")
+    if options.benchmark_model is None:
+        raise UsageError(
+            "--device adb needs --benchmark-model FILE: TensorFlow Lite's benchmark tool, built for the phone's "
+            "processor (tensorflow/lite/tools/benchmark, e.g. android_aarch64_benchmark_model)"
+        )
+    return AdbDevice(Adb(rest or None), options.benchmark_model, options.say)
+
+
+DEVICES: Mapping[str, Callable[[str, DeviceOptions], Device]] = {
+    "local": _local,
+    "web": _web,
+    "ssh": _ssh,
+    "adb": _adb,
+}

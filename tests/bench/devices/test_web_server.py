@@ -69,7 +69,8 @@ def test_without_the_token_nothing_is_told(server: PageServer, path: str, method
 
 
 @pytest.mark.parametrize(
-    "name", ["../server.py", "..%2fserver.py", "%2e%2e/%2e%2e/etc/passwd", "/etc/passwd", "npm-runtimes/ort.js.gz", "page.JS"]
+    "name",
+    ["../server.py", "..%2fserver.py", "%2e%2e/%2e%2e/etc/passwd", "/etc/passwd", "npm-runtimes/ort.js.gz", "page.JS"],
 )
 def test_no_path_leads_out_of_the_table(server: PageServer, name: str) -> None:
     assert _ask(server, "GET", f"/{server.token}/{name}")[0] == 404

@@ -77,3 +77,26 @@ def precision(path: str) -> str:
     from edgekit.export.audit import stored_precision
 
     return str(stored_precision(Path(path)))
+
+
+def core_ml(path: str, unit: str) -> Session:
+    """Open a package on this Mac's CPU, GPU or Neural Engine.
+
+    Raises:
+        LoadError: this is no Mac, or Core ML rejects the package.
+    """
+    from edgekit.bench.devices.apple.core_ml import CoreMLSession
+
+    return CoreMLSession(Path(path), unit)
+
+
+def onnx_provider(path: str, threads: int, provider: str) -> Session:
+    """Open a file in ONNX Runtime with another execution provider before the CPU's.
+
+    Raises:
+        LoadError: the runtime rejects it.
+        UsageError: this build of the runtime lacks the provider.
+    """
+    from edgekit.export.onnx_session import CPU, OnnxSession
+
+    return OnnxSession(Path(path), threads, (provider, CPU))

@@ -9,6 +9,7 @@ from typing import Protocol
 from edgekit.bench.candidates import Candidate
 from edgekit.bench.machine import Machine, describe_machine
 from edgekit.bench.timing import ColdStart, Timer
+from edgekit.bench.variants import local_variants
 from edgekit.bench.worker import Worker
 from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
 
@@ -100,8 +101,8 @@ class ThisMachine:
         return describe_machine()
 
     def candidates(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
-        """Return all."""
-        return found
+        """Return all, each in every way that this machine can run it."""
+        return local_variants(found)
 
     def start(self, candidate: Candidate) -> Holder:
         """Start a process that loads its libraries."""

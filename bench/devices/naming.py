@@ -22,11 +22,13 @@ class DeviceOptions:
         say: shows a line to the user.
         benchmark_model: TensorFlow Lite's benchmark tool for the phone's processor; adb alone.
         remote_command: how edgekit is called on the other computer; ssh alone.
+        development_team: signs the app that runs models on the device; apple alone.
     """
 
     say: Say
     benchmark_model: Path | None = None
     remote_command: str | None = None
+    development_team: str | None = None
 
 
 def open_device(name: str, options: DeviceOptions) -> Device:
@@ -44,6 +46,8 @@ def open_device(name: str, options: DeviceOptions) -> Device:
         raise UsageError("--benchmark-model is for --device adb alone")
     if options.remote_command is not None and kind != "ssh":
         raise UsageError("--remote-command is for --device ssh alone")
+    if options.development_team is not None and kind != "apple":
+        raise UsageError("--development-team is for --device apple alone")
     return DEVICES[kind](rest, options)
 
 
@@ -80,9 +84,18 @@ def _adb(rest: str, options: DeviceOptions) -> Device:
     return AdbDevice(Adb(rest or None), options.benchmark_model, options.say)
 
 
+def _apple(rest: str, options: DeviceOptions) -> Device:
+    from edgekit.bench.devices.apple.device import AppleDevice
+
+    if not rest:
+        raise UsageError("--device apple needs a name: --device apple:DEVICE, as `xcrun devicectl list devices` shows")
+    return AppleDevice(rest, options.say, options.development_team)
+
+
 DEVICES: Mapping[str, Callable[[str, DeviceOptions], Device]] = {
     "local": _local,
     "web": _web,
     "ssh": _ssh,
     "adb": _adb,
+    "apple": _apple,
 }

@@ -32,6 +32,7 @@ from edgekit.terminal import print_json
     help="For --device adb: TensorFlow Lite's benchmark_model, built for the phone's processor.",
 )
 @click.option("--remote-command", help="For --device ssh: how edgekit is called there.  [default: edgekit]")
+@click.option("--development-team", help="For --device apple: the Apple team that signs the app which runs the models.")
 @click.option("--data", type=EXISTING, help="Labelled pictures; without them only latency is measured.")
 @click.option("--val-fraction", type=float, help="As for distill.")
 @click.option("--max-images", type=click.IntRange(1), help="Most validation pictures.  [default: all]")
@@ -72,7 +73,9 @@ def bench(**options: Any) -> int:
     from edgekit.bench.store import add_run
     from edgekit.bench.table import render_markdown, render_terminal
 
-    devices = DeviceOptions(terminal.say, options["benchmark_model"], options["remote_command"])
+    devices = DeviceOptions(
+        terminal.say, options["benchmark_model"], options["remote_command"], options["development_team"]
+    )
     device = open_device(options["device"], devices)
     output: Path | None = options["output"]
     if output is not None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from edgekit.compress.clip.contrastive import CONTRASTIVE_LOSSES
 from edgekit.models.clip import Clip, ClipOutput
 from edgekit.models.prompts import class_embeddings
-from edgekit.models.tokenizer import Tokenizer
+from edgekit.models.tokenizer import Tokenizer, Tokens
 from edgekit.ranking import best_ranks
 
 EVAL_BATCH = 128
@@ -30,8 +30,14 @@ def embed_pixels(clip: Clip, pixels: NDArray[np.uint8], device: torch.device) ->
 @torch.no_grad()
 def embed_texts(clip: Clip, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device) -> Tensor:
     """Map N texts to unit rows (N, embed_dim) on the CPU."""
-    tokens = torch.from_numpy(tokenizer(texts))
-    return torch.cat([clip.encode_text(part.to(device)).float().cpu() for part in torch.split(tokens, EVAL_BATCH)])
+    tokens = tokenizer(texts)
+    parts = [unpadded(tokens[at : at + EVAL_BATCH]) for at in range(0, len(tokens), EVAL_BATCH)]
+    return torch.cat([clip.encode_text(torch.from_numpy(part).to(device)).float().cpu() for part in parts])
+
+
+def unpadded(tokens: Tokens) -> Tokens:
+    """Return ids (B, L) without the columns in which all texts are padded: they cost time and change nothing."""
+    return tokens[:, : int(tokens.argmax(axis=1).max()) + 1]
 
 
 def zeroshot_accuracy(images: Tensor, labels: Tensor, weights: Tensor) -> float:

@@ -18,6 +18,7 @@ from edgekit.compress.clip.evaluation import (
     embed_texts,
     prompt_weights,
     retrieval_values,
+    unpadded,
     validation_loss,
     zeroshot_accuracy,
 )
@@ -93,9 +94,7 @@ class ClipTask:
             yield ClipBatch(self._pictures.render(rows, epoch, device), self._texts(caption[rows], device))
 
     def _texts(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        tokens = self._tokens[rows]
-        longest = int(tokens.argmax(axis=1).max()) + 1  # columns of padding cost time and change nothing
-        return torch.from_numpy(tokens[:, :longest]).to(device)
+        return torch.from_numpy(unpadded(self._tokens[rows])).to(device)
 
     def batch_length(self, batch: ClipBatch) -> int:
         """Return the number of pairs in a batch."""

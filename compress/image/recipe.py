@@ -30,6 +30,10 @@ class ImageRecipe(BaseModel):
     augment: AugmentConfig = AugmentConfig()
     fit: FitConfig = FitConfig()
 
+    def train_size(self, epoch: int, full: int) -> int:
+        """Return the side in pixels of the pictures of a 1-based epoch: always that of the net's input, `full`."""
+        return full
+
 
 # The usual ImageNet recipe of ResNets (arXiv 1706.02677 §5.1, 1812.01187 §5): a warm-up, one cosine, no restart.
 # 0.1 per 256 pictures is 0.025 at 64.

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from edgekit.compress.image.recipe import ImageRecipe
 from edgekit.compress.parallel.shares import WHOLE, Split
-from edgekit.compress.pictures.fresh_views import FreshViews
 from edgekit.compress.pictures.pixels import PixelStore, labels_of
+from edgekit.compress.pictures.source import Source
 from edgekit.models.checkpoint import STUDENT_FILE, save_student
 from edgekit.models.student import Student
 
@@ -47,19 +47,16 @@ class ImageTask:
     metric = "val_acc"
     checkpoint_name = STUDENT_FILE
 
-    def __init__(self, net: Student, recipe: ImageRecipe, train: PixelStore, val: PixelStore) -> None:
+    def __init__(self, net: Student, recipe: ImageRecipe, train: Source, val: PixelStore) -> None:
         self.model: nn.Module = net
         self.layer_decay = recipe.layer_decay
         self.net, self.recipe, self.val = net, recipe, val
-        self._pictures = FreshViews(train, recipe.augment, net.spec.preprocess, recipe.fit)
-        self._labels, val_labels = labels_of(train), labels_of(val)
-        assert (self._labels >= 0).all() and (val_labels >= 0).all(), "pictures without label are left out before"
-        self._val_labels = torch.from_numpy(val_labels)
+        self._train, self._val_labels = train, torch.from_numpy(labels_of(val))
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches per epoch."""
-        return self._pictures.steps_per_epoch
+        return self._train.steps_per_epoch
 
     def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[ImageBatch]:
         """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch) alone."""
@@ -67,26 +64,27 @@ class ImageTask:
 
     def shares(self, epoch: int, device: torch.device, start: int, split: Split) -> Iterator[ImageBatch]:
         """Yield this process's parts of the batches of a 1-based epoch from number `start` on."""
-        render = self._pictures.render
-        for number, rows in enumerate(self._pictures.steps(epoch)[start:], start=start):
-            kept, partner = self._mix(rows, epoch, number)
-            for places in split.parts(np.arange(len(rows))):
-                part, other = rows[places], partner[places]
-                images, labels = render(part, epoch, device), torch.from_numpy(self._labels[part]).to(device)
-                share = len(places) / len(rows)
+        for number, whole in enumerate(self._train.batches(epoch, device, start), start=start):
+            # each part is cut out of the whole step: a picture's partner may lie in another part
+            count = len(whole.labels)
+            kept, partner = self._mix(count, epoch, number)
+            for places in split.parts(np.arange(count)):
+                images, labels = whole.images[places], whole.labels[places]
+                share = len(places) / count
                 if kept == 1:
                     yield ImageBatch(images, labels, share=share)
                     continue
-                images = kept * images + (1 - kept) * render(other, epoch, device)
-                partners = torch.from_numpy(self._labels[other]).to(device)
-                yield ImageBatch(images, labels, partners, kept, share)
+                other = partner[places]
+                images = kept * images + (1 - kept) * whole.images[other]
+                yield ImageBatch(images, labels, whole.labels[other], kept, share)
 
-    def _mix(self, rows: NDArray[np.int64], epoch: int, number: int) -> tuple[float, NDArray[np.int64]]:
+    def _mix(self, count: int, epoch: int, number: int) -> tuple[float, NDArray[np.int64]]:
         """Return the share of the first picture, one for the batch, and the picture mixed into each."""
         if not self.recipe.mixup:
-            return 1.0, rows
+            return 1.0, np.arange(count)
         generator = np.random.default_rng((self.recipe.fit.seed, epoch, number))
-        return float(generator.beta(self.recipe.mixup, self.recipe.mixup)), rows[::-1]
+        # batches are sorted by name, hence by class: reversed, the first class would always meet the last
+        return float(generator.beta(self.recipe.mixup, self.recipe.mixup)), generator.permutation(count)
 
     def batch_length(self, batch: ImageBatch) -> int:
         """Return the number of pictures in a batch."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import timm
 import torch
 
 from edgekit.compress.guard.plan_ahead import refuse_restarts
+from edgekit.compress.image.data import load_labelled, prepare_pictures
 from edgekit.compress.image.recipe import ImageRecipe
 from edgekit.compress.image.task import ImageTask
 from edgekit.compress.parallel.single_process import refuse_several
-from edgekit.compress.pictures.decoding import data_facts, decode_both
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.show.run_plots import plot_runs
 from edgekit.compress.training.changed_settings import Allowed
@@ -25,7 +25,6 @@ from edgekit.compress.training.phases import EarlierPhase, load_phase, take_over
 from edgekit.compress.training.run_folder import RunFolder, plain_settings
 from edgekit.compress.training.run_lock import locked
 from edgekit.compress.training.start import begin, go_on, look
-from edgekit.data import ImageDataset, load_dataset
 from edgekit.errors import UsageError, did_you_mean
 from edgekit.interval import wilson
 from edgekit.models.complexity import measure_complexity
@@ -39,7 +38,7 @@ class TrainImageConfig:
     """What classifier to train on what.
 
     Attributes:
-        data: folder or CSV (`edgekit.data.load_dataset`).
+        data: folder or CSV (`edgekit.data.load_dataset`), or tar shards (`edgekit.shards.load_shards`).
         output: the run folder.
         recipe: loss, augmentation, optimisation.
         model: timm name; one with a tag starts from timm's hub weights.
@@ -103,44 +102,29 @@ def train_image(
     refuse_several("train image")
     run, recipe = RunFolder(config.output), config.recipe
     start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=allow_change)
-    dataset = _labelled(load_dataset(config.data, val_fraction=config.val_fraction, seed=recipe.fit.seed), terminal)
+    dataset = load_labelled(config.data, config.val_fraction, recipe.fit.seed, terminal)
     if not start.resume:
         refuse_restarts(recipe.fit, steps_per_epoch(len(dataset.train), recipe.fit.batch_size))
     earlier = load_phase(config.init_from) if config.init_from is not None else None
-    net = _build(config, dataset, earlier)
-    train, val = decode_both(
-        (dataset.train, dataset.val),
-        net.spec.preprocess,
-        config.output.parent,
-        terminal,
-        max_broken=config.max_broken,
-    )
-    dataset = dataset.without((train.broken | val.broken).keys())
-    facts = data_facts(dataset, train, val)
+    net = _build(config, dataset.classes, earlier)
+    scratch = config.output.parent
+    ready = prepare_pictures(dataset, recipe, net.spec.preprocess, scratch, terminal, config.max_broken)
     with locked(run.path):
         if start.resume:
-            go_on(run, config.to_dict(), facts, start.changes, terminal)
+            go_on(run, config.to_dict(), ready.facts, start.changes, terminal)
         else:
-            _begin(run, config, facts, net, earlier)
-        _announce(terminal, config, dataset, run)
-        task = ImageTask(net, recipe, train, val)
+            _begin(run, config, ready.facts, net, earlier)
+        _announce(terminal, config, ready.facts, run)
+        task = ImageTask(net, recipe, ready.train, ready.val)
         result = fit(task, recipe.fit, run, display=TrainingDisplay(terminal), resume=start.resume)
         _summarise(run, task, result, terminal)
         return result
 
 
-def _labelled(dataset: ImageDataset, terminal: Terminal) -> ImageDataset:
-    """Leave out the training pictures without label, which nothing here learns from."""
-    kept = tuple(sample for sample in dataset.train if sample.label is not None)
-    if left := len(dataset.train) - len(kept):
-        terminal.warn(f"{left} training pictures have no label and are left out; distill would learn from them")
-    return replace(dataset, train=kept)
-
-
-def _build(config: TrainImageConfig, dataset: ImageDataset, earlier: EarlierPhase | None) -> Student:
+def _build(config: TrainImageConfig, classes: tuple[str, ...], earlier: EarlierPhase | None) -> Student:
     arch, _, tag = config.model.partition(".")
     contract = student_preprocess(config.model, config.image_size)
-    spec = StudentSpec(arch, config.embed_dim, dataset.classes, contract)
+    spec = StudentSpec(arch, config.embed_dim, classes, contract)
     torch.manual_seed(config.recipe.fit.seed)
     net = build_student(spec, weights=config.weights, pretrained=config.model if tag else None)
     if earlier is not None:
@@ -149,7 +133,7 @@ def _build(config: TrainImageConfig, dataset: ImageDataset, earlier: EarlierPhas
 
 
 def _begin(
-    run: RunFolder, config: TrainImageConfig, data: dict[str, Any], net: Student, earlier: EarlierPhase | None
+    run: RunFolder, config: TrainImageConfig, data: Mapping[str, Any], net: Student, earlier: EarlierPhase | None
 ) -> None:
     """Write what is known before the first step."""
     cost = measure_complexity(net, net.spec.image_size)
@@ -160,13 +144,14 @@ def _begin(
         "macs": cost.macs,
         "size_bytes": cost.size_bytes,
     }
-    facts = {"kind": "image", "seed": config.recipe.fit.seed, "data": data, "teacher": None, "student": student}
+    facts = {"kind": "image", "seed": config.recipe.fit.seed, "data": dict(data), "teacher": None, "student": student}
     begin(run, config.to_dict(), facts, earlier=earlier, left=[run.path / ImageTask.checkpoint_name])
 
 
-def _announce(terminal: Terminal, config: TrainImageConfig, dataset: ImageDataset, run: RunFolder) -> None:
+def _announce(terminal: Terminal, config: TrainImageConfig, data: Mapping[str, Any], run: RunFolder) -> None:
     student, fit_config = run.facts()["student"], config.recipe.fit
-    terminal.say(f"data     {len(dataset.train)} train, {len(dataset.val)} val, {len(dataset.classes)} classes")
+    shards = f" in {data['shards']} shards" if "shards" in data else ""
+    terminal.say(f"data     {data['train']} train{shards}, {data['val']} val, {len(data['classes'])} classes")
     terminal.say(
         f"model    {student['arch']} at {student['image_size']} px: {human_count(student['parameters'])} parameters, "
         f"{human_count(student['macs'])} MACs, {human_bytes(student['size_bytes'])}"

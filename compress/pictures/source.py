@@ -14,11 +14,25 @@ from torch import Tensor
 from edgekit.compress.parallel.shares import WHOLE, Share, Split
 from edgekit.compress.pictures.pixels import PixelStore, labels_of
 from edgekit.compress.pictures.views import Views, draw_views, render
-from edgekit.compress.recipe import Recipe
+from edgekit.compress.recipe import AugmentConfig, FitConfig
 from edgekit.compress.store.table import TeacherTable
 from edgekit.compress.training.order import epoch_steps, steps_per_epoch
 from edgekit.compress.training.randomness import sample_ids
 from edgekit.preprocess import Preprocess
+
+
+class Settings(Protocol):
+    """What decides a task's batches: a recipe of distillation, of image classifiers or of CLIPs."""
+
+    @property
+    def augment(self) -> AugmentConfig: ...
+
+    @property
+    def fit(self) -> FitConfig: ...
+
+    def train_size(self, epoch: int, full: int) -> int:
+        """Return the side in pixels of the pictures of a 1-based epoch; that of the net's input is `full`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class StoredSource:
         contract: the student's preprocessing.
     """
 
-    def __init__(self, train: PixelStore, table: TeacherTable | None, recipe: Recipe, contract: Preprocess) -> None:
+    def __init__(self, train: PixelStore, table: TeacherTable | None, recipe: Settings, contract: Preprocess) -> None:
         self.train, self.table, self.recipe, self.contract = train, table, recipe, contract
         self._ids = sample_ids([sample.key for sample in train.samples])
         self._labels = labels_of(train)
@@ -107,7 +121,7 @@ class Decoded:
 class Moment:
     """What a batch depends on beside its pictures: the settings, the 1-based epoch, and where it is needed."""
 
-    recipe: Recipe
+    recipe: Settings
     contract: Preprocess
     epoch: int
     device: torch.device

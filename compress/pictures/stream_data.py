@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,18 @@ from edgekit.compress.distill.data import Prepared
 from edgekit.compress.distill.report import describe_teacher
 from edgekit.compress.distill.task import DistillData
 from edgekit.compress.parallel.processes import joined
-from edgekit.compress.pictures.decoding import stored_size, tolerate
-from edgekit.compress.pictures.pixels import Decoded, PixelStore, decode_rows
+from edgekit.compress.pictures.decoding import stored_size
 from edgekit.compress.pictures.stream_source import StreamSource
+from edgekit.compress.pictures.stream_val import decode_val, listed
 from edgekit.compress.store.format import content_digest, picture_ids
 from edgekit.compress.store.table import plain_rows
 from edgekit.compress.store.teach import Picture
 from edgekit.compress.store.teachers import Pictures, Said, ask, class_head
-from edgekit.data import Sample, check_broken
-from edgekit.errors import DataError, UsageError
+from edgekit.errors import UsageError
 from edgekit.images import ImageError, rgb_of
-from edgekit.preprocess import Preprocess, fit_pixels
+from edgekit.preprocess import Preprocess
 from edgekit.shards import ShardDataset, ShardSplit
-from edgekit.tars import TarPicture, list_tar
+from edgekit.tars import TarPicture
 from edgekit.terminal import Terminal
 
 PROBED = 8192
@@ -48,12 +46,8 @@ def prepare_stream(
         raise UsageError("--teacher-embeddings names whole files; with tar shards give --teacher or --teacher-store")
     if config.teacher_mode == "online":
         raise UsageError("--teacher-mode online with tar shards: the teacher runs once, into a store; leave it out")
-    total = len(dataset.train) + len(dataset.val)
-    check_broken(dataset.broken, total + len(dataset.broken), config.max_broken)
-    val, pictures = _decode_val(config, dataset, contract, terminal)
-    broken = {**dataset.broken, **val.broken}
-    tolerate(broken, total + len(dataset.broken), config.max_broken, terminal)
-    facts = _facts(dataset, val, broken)
+    decoded = decode_val(dataset, contract, config.output.parent, terminal, max_broken=config.max_broken)
+    val, facts = decoded.store, decoded.facts
     said = None
     if config.recipe.needs_teacher:
         with joined().main_first():
@@ -65,7 +59,7 @@ def prepare_stream(
     if said is None:
         return Prepared(DistillData(source, val, None, None), dataset, facts, None, None)
     keys = [sample.key for sample in val.samples]
-    ids = _ids([pictures[sample.path] for sample in val.samples])
+    ids = _ids([decoded.pictures[sample.path] for sample in val.samples])
     table = said.stores.table("val", keys, ids)
     probed = _Probed(dataset, said)
     head = class_head(said, config, dataset.classes, probed.of_teacher)
@@ -85,52 +79,12 @@ def pictures_of_shards(dataset: ShardDataset) -> Pictures:
 
 
 def _to_teach(split: ShardSplit) -> Iterator[Picture]:
-    for picture in _listed(split):
+    for picture in listed(split):
         yield Picture(picture.key, picture.read)
-
-
-def _listed(split: ShardSplit) -> Iterator[TarPicture]:
-    for shard in split.shards:
-        yield from list_tar(shard.path).pictures
 
 
 def _ids(pictures: list[TarPicture]) -> NDArray[np.uint64]:
     return picture_ids([p.key for p in pictures], [content_digest(p.read()) for p in pictures])
-
-
-def _decode_val(
-    config: DistillConfig, dataset: ShardDataset, contract: Preprocess, terminal: Terminal
-) -> tuple[PixelStore, dict[Path, TarPicture]]:
-    """Return the decoded validation pictures, and each by the path that stands for it (tar/key)."""
-    samples, pictures = [], {}
-    for picture in _listed(dataset.val):
-        label = dataset.label_of(picture.label)
-        if label is None:
-            raise DataError(f"{picture.tar}: the validation picture {picture.key} has no label (.cls)")
-        samples.append(Sample(picture.key, picture.tar / picture.key, label))
-        pictures[samples[-1].path] = picture
-
-    def fitted(path: Path) -> Decoded:
-        decoded = rgb_of(pictures[path].read(), str(path))
-        return fit_pixels(decoded, contract), decoded.width / decoded.height
-
-    side = contract.image_size
-    with terminal.bar("reading validation pictures", len(samples)) as advance:
-        val = decode_rows(samples, (side, side, 3), fitted, scratch=config.output.parent, advance=advance)
-    return val, pictures
-
-
-def _facts(dataset: ShardDataset, val: PixelStore, broken: dict[str, str]) -> dict[str, Any]:
-    return {
-        "root": str(dataset.root),
-        "fingerprint": dataset.fingerprint(),
-        "classes": list(dataset.classes),
-        "train": len(dataset.train),
-        "labelled": sum(shard.labelled for shard in dataset.train.shards),
-        "val": len(val.samples),
-        "shards": len(dataset.train.shards),
-        "broken": sorted(broken),
-    }
 
 
 @dataclass
@@ -143,7 +97,7 @@ class _Probed:
     def of_teacher(self, number: int) -> tuple[Tensor, Any]:
         """Return labels and table of the first labelled pictures for one teacher."""
         readable = []
-        for picture in islice((p for p in _listed(self.dataset.train) if p.label is not None), PROBED):
+        for picture in islice((p for p in listed(self.dataset.train) if p.label is not None), PROBED):
             try:
                 rgb_of(picture.read(), picture.key, at_least=1)
             except ImageError:

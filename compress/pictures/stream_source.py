@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from edgekit.compress.parallel.shares import WHOLE, Share, Split
 from edgekit.compress.pictures.pixels import squeeze_pixels
-from edgekit.compress.pictures.source import Batch, Decoded, Moment, epoch_views, make_batch
+from edgekit.compress.pictures.source import Batch, Decoded, Moment, Settings, epoch_views, make_batch
 from edgekit.compress.pictures.stream_order import BUFFER, Place, StreamOrder, in_steps, step_sizes
-from edgekit.compress.recipe import Recipe
 from edgekit.compress.store.format import content_digest, picture_ids
 from edgekit.compress.store.table import Stores
 from edgekit.compress.training.order import steps_per_epoch
@@ -59,7 +58,7 @@ class StreamSource:
         self,
         dataset: ShardDataset,
         stores: Stores | None,
-        recipe: Recipe,
+        recipe: Settings,
         contract: Preprocess,
         *,
         size: int,

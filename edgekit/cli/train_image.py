@@ -37,7 +37,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 
 @click.command("image")
-@picture_options()
+@picture_options("DIR/{train,val}/<class>/*, DIR/<class>/*, a CSV (path,label[,split]), or tar shards.")
 @click.option(
     "--model",
     default="resnet50",

@@ -20,6 +20,7 @@ from edgekit.compress.image.task import ImageTask
 from edgekit.compress.image.train import TrainImageConfig, train_image
 from edgekit.compress.parallel.shares import Split
 from edgekit.compress.pictures.pixels import decode_eval, decode_train
+from edgekit.compress.pictures.source import StoredSource
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.compress.training.training_state import make_optimizer
 from edgekit.data import load_dataset
@@ -51,7 +52,8 @@ def make_task(data: Path, settings: ImageRecipe) -> ImageTask:
     contract = student_preprocess("test_byobnet", 32)
     torch.manual_seed(0)
     net = build_student(StudentSpec("test_byobnet", 16, dataset.classes, contract))
-    return ImageTask(net, settings, decode_train(dataset.train, 40), decode_eval(dataset.val, contract))
+    train = StoredSource(decode_train(dataset.train, 40), None, settings, contract)
+    return ImageTask(net, settings, train, decode_eval(dataset.val, contract))
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
@@ -69,11 +71,16 @@ def test_the_parts_of_a_divided_step_sum_to_the_whole(data: Path, mixup: float) 
 
 def test_mixed_pictures_and_labels_are_mixed_alike(data: Path) -> None:
     plain, mixed = make_task(data, recipe()), make_task(data, recipe(mixup=1.0))
-    shares = []
+    shares, pairs = [], []
     for a, b in zip(plain.batches(3, CPU), mixed.batches(3, CPU), strict=True):
         assert b.partners is not None and a.partners is None
-        assert torch.equal(b.labels, a.labels) and torch.equal(b.partners, a.labels.flip(0))
-        torch.testing.assert_close(b.images, b.kept * a.images + (1 - b.kept) * a.images.flip(0))
+        assert torch.equal(b.labels, a.labels)
+        # what was added to each picture is one of the batch, and of the class that its partner is said to have
+        added = (b.images - b.kept * a.images) / (1 - b.kept)
+        partner = torch.cdist(added.flatten(1), a.images.flatten(1)).argmin(1)
+        assert sorted(partner.tolist()) == list(range(len(partner))) and torch.equal(b.partners, a.labels[partner])
+        torch.testing.assert_close(b.images, b.kept * a.images + (1 - b.kept) * a.images[partner])
+        pairs += zip(b.labels.tolist(), b.partners.tolist(), strict=True)
         shares.append(b.kept)
         logits = mixed.model.eval()(b.images).logits
         one, other = (
@@ -83,6 +90,7 @@ def test_mixed_pictures_and_labels_are_mixed_alike(data: Path) -> None:
         torch.testing.assert_close(mixed.loss(mixed.model, b)["loss"], b.kept * one + (1 - b.kept) * other)
         mixed.model.train()
     assert len(set(shares)) == len(shares), "each batch draws its own share"
+    assert len(set(pairs)) == 9, "every class meets every class"
     again = [batch.kept for batch in make_task(data, recipe(mixup=1.0)).batches(3, CPU)]
     assert again == shares
 

@@ -13,6 +13,7 @@ from edgekit.export.exporters import Conversion, write_file
 from edgekit.export.manifest import PortRecord
 from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, failures
 from edgekit.export.ports import ports_of
+from edgekit.export.precisions import in_format
 from edgekit.export.runtimes import SUFFIX_OF, Format, open_session, size_bytes
 from edgekit.export.session import FloatArray, Outputs, run_batched
 
@@ -61,6 +62,7 @@ class Workshop:
 
     def make(self, form: Format, precision: Precision) -> Attempt:
         """Make one file, open it again and compare; whatever goes wrong is among its problems."""
+        precision = in_format(form, precision)
         name = f"model.{precision}{SUFFIX_OF[form]}"
         if name not in self._made:
             self._made[name] = self._attempt(name, form, precision)

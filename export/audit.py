@@ -13,7 +13,7 @@ from edgekit.errors import LoadError
 from edgekit.export.audit_record import DYNAMIC, INT8, Audit, RuntimeAudit, StoredPrecision
 from edgekit.export.contained import call_contained
 from edgekit.export.parity import Precision
-from edgekit.export.runtimes import Format, format_of
+from edgekit.export.runtimes import FOLDERS, Format, format_of
 
 AUDIT_TIMEOUT_S = 300.0
 """A minute would do for 2 GB on an idle machine."""
@@ -55,11 +55,29 @@ def _core_ml_runtime(path: Path) -> RuntimeAudit:
     return audit_core_ml_runtime(path)
 
 
-READERS: Mapping[Format, Callable[[Path], Audit]] = {"onnx": _onnx, "tflite": _tflite, "coreml": _coreml}
+def _saved_model(path: Path) -> Audit:
+    from edgekit.export.saved_model import audit_saved_model
+
+    return audit_saved_model(path)
+
+
+def _tensorflow(path: Path) -> RuntimeAudit:
+    from edgekit.export.saved_model import audit_tensorflow
+
+    return audit_tensorflow(path)
+
+
+READERS: Mapping[Format, Callable[[Path], Audit]] = {
+    "onnx": _onnx,
+    "tflite": _tflite,
+    "coreml": _coreml,
+    "saved_model": _saved_model,
+}
 RUNTIME_READERS: Mapping[Format, Callable[[Path], RuntimeAudit]] = {
     "onnx": _onnxruntime,
     "tflite": _litert,
     "coreml": _core_ml_runtime,
+    "saved_model": _tensorflow,
 }
 
 
@@ -140,6 +158,7 @@ def check_precision(path: Path, claimed: Precision) -> tuple[str, ...]:
     - int8, mixed: stored in 8 bits; ONNX and TFLite files also compute in 8 bits, statically or dynamically, and ONNX
       Runtime makes integer kernels of at least half of the products that the file marks as such. A Core ML package
       with 8-bit weights and float16 arithmetic is int8 (its recipe says so).
+    - w8a8: stored in 8 bits, and computed so, which the name promises in Core ML packages, too.
     - dynamic, w8, palettes: stored in as many bits; of dynamic ones some products are in 8 bits, with dynamic ranges.
 
     Raises as `audit`, and LoadError where ONNX Runtime rejects the file.
@@ -167,6 +186,7 @@ def precision_reasons(found: Audit, runtime: RuntimeAudit | None, claimed: Preci
 
 
 _COMPRESSED: Mapping[Precision, tuple[StoredPrecision, ...]] = {
+    "w8a8": ("int8",),
     "dynamic": ("int8-dynamic", "int8-weights"),
     "w8": ("int8-weights",),
     "palette8": ("int8-weights",),
@@ -227,8 +247,8 @@ def _check_content(path: Path, form: Format) -> None:
     Raises:
         LoadError: naming both.
     """
-    if form == "coreml" or path.is_dir():
-        if path.is_dir() != (form == "coreml"):
+    if form in FOLDERS or path.is_dir():
+        if path.is_dir() != (form in FOLDERS):
             found, wanted = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
             raise LoadError(f"{path} is {found}; an artifact with this suffix is {wanted}")
         return

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import LoadError, UsageError
-from edgekit.export.calibration import Histograms, Observe, collect
+from edgekit.export.calibration import Observe, collect
 from edgekit.export.coreml import coremltools_module, save_package
 from edgekit.export.mil import MilProgram
 from edgekit.export.mil_program import Operation
@@ -178,5 +178,7 @@ def _insert(package: Path, coded: Iterable[str], ranges: Mapping[str, tuple[floa
     model = coremltools.models.MLModel(str(package), skip_model_load=True)
     target = coremltools.target.iOS17.value
     active = _apply_graph_pass(model, passes, spec_version=target, skip_model_load=True)
-    symmetric = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
+    symmetric = optimize.OpLinearQuantizerConfig(  # small layers too: codes times float weights is float arithmetic
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=0
+    )
     return optimize.linear_quantize_weights(active, optimize.OptimizationConfig(global_config=symmetric))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.export.deploy import DeployedPictures
 from edgekit.export.parity import Precision
-from edgekit.export.precisions import MEANING, check_pairs
+from edgekit.export.precisions import MEANING, check_pairs, in_format
 from edgekit.export.runtimes import SUFFIX_OF, Format
 from edgekit.export.session import FloatArray
 
@@ -145,7 +145,11 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
     if precision in ("fp32", "fp16"):
         make_float(out, precision)
         return
-    if precision in ("int8", "w8"):
+    if precision == "w8a8":
+        from edgekit.export.coreml_activations import quantize_activations
+
+        quantize_activations(conversion.base("coreml", make_float), out, conversion.batches)
+    elif precision in ("int8", "w8"):
         from edgekit.export.weight_rounding import least_quantized
 
         rounded = conversion.base("coreml", lambda path: make_float(path, "fp16", conversion.rounded), "rounded")
@@ -154,13 +158,28 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
         palettize_weights(conversion.base("coreml", make_float), out, int(precision.removeprefix("palette")))
 
 
+def _saved_model(conversion: Conversion, precision: Precision, out: Path) -> None:
+    from edgekit.export.saved_model import export_saved_model
+
+    base = conversion.work / "of-saved-model.tflite"
+    _tflite(conversion, precision, base)
+    export_saved_model(base, out)
+
+
 _WRITERS: Mapping[Format, Callable[[Conversion, Precision, Path], None]] = {
     "onnx": _onnx,
     "coreml": _coreml,
     "tflite": _tflite,
+    "saved_model": _saved_model,
 }
-DYNAMIC_BATCH: Mapping[Format, bool] = {"onnx": True, "coreml": False, "tflite": False}
-"""Core ML: a flexible batch leaves the Neural Engine (apple/coremltools#2022). TFLite: XNNPACK plans for one shape."""
+DYNAMIC_BATCH: Mapping[Format, bool] = {
+    "onnx": True,
+    "coreml": False,
+    "tflite": False,
+    "saved_model": False,
+}
+"""Core ML: a flexible batch leaves the Neural Engine (apple/coremltools#2022). TFLite: XNNPACK plans for one shape, as
+SavedModels do, which are made from its files."""
 
 
 def write_file(conversion: Conversion, form: Format, precision: Precision, out: Path) -> str:
@@ -171,5 +190,6 @@ def write_file(conversion: Conversion, form: Format, precision: Precision, out: 
         UsageError: the format cannot have this precision.
     """
     check_pairs((form,), (precision,), conversion.model.outputs)
+    precision = in_format(form, precision)
     _WRITERS[form](conversion, precision, out)
     return MEANING[form][precision]

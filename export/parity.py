@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekit.export.session import FloatArray, Outputs, Session, run_batched
 from edgekit.interval import Interval, wilson
 
-Precision = Literal["fp32", "fp16", "int8", "mixed", "dynamic", "w8", "palette8", "palette6", "palette4"]
+Precision = Literal["fp32", "fp16", "int8", "mixed", "w8a8", "dynamic", "w8", "palette8", "palette6", "palette4"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ GATES: Mapping[Precision, Gate] = {
     "fp16": Gate(None, 40.0, 0.99, "11 significant bits per weight and sum: 50 to 60 dB are usual, near-ties may flip"),
     "int8": Gate(None, 10.0, 0.90, "8 bits: 20 to 40 dB are usual; below 10 dB a scale or a range is wrong"),
     "mixed": Gate(None, 10.0, 0.90, "as int8, of which it keeps the worst layers in float"),
+    "w8a8": Gate(None, 10.0, 0.90, "as int8, in Core ML packages"),
     "dynamic": Gate(None, 15.0, 0.90, "ranges of the very picture: 30 to 45 dB are usual"),
     "w8": Gate(None, 20.0, 0.90, "float arithmetic: 35 to 45 dB are usual"),
     "palette8": Gate(None, 20.0, 0.90, "256 values for the weights of a layer: as w8"),

@@ -15,8 +15,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """What `--precision all` makes: these exist in every format."""
 
 AUTO: Literal["auto"] = "auto"
-W8A8 = "w8a8"
-"""Another name of int8 where activations are in 8 bits, too: not in Core ML packages."""
+W8A8: Literal["w8a8"] = "w8a8"
+"""Activations in 8 bits, too: int8 is that already, but in Core ML packages."""
 
 MEANING: Mapping[Format, Mapping[Precision, str]] = {
     "onnx": {
@@ -38,11 +38,14 @@ MEANING: Mapping[Format, Mapping[Precision, str]] = {
         "dynamic": "8-bit weights; the runtime quantizes activations anew for each picture",
         "w8": "8-bit weights per channel; float32 arithmetic",
     },
+    "saved_model": {"fp32": "float32 weights, as variables, and arithmetic"},
     "coreml": {
         "fp32": "float32 weights and arithmetic",
         "fp16": "float16 weights and arithmetic",
         "int8": "8-bit weights per channel, float16 arithmetic",
         "w8": "8-bit weights per channel, float16 arithmetic",
+        "w8a8": "static: 8-bit weights per channel and 8-bit activations in convolutions and linear layers, the rest "
+        "float16",
         "palette8": "weights from 256 values per layer (k-means), float16 arithmetic",
         "palette6": "weights from 64 values per layer (k-means), float16 arithmetic",
         "palette4": "weights from 16 values per layer (k-means), float16 arithmetic",
@@ -53,6 +56,7 @@ CANDIDATES: Mapping[Format, tuple[Precision, ...]] = {
     "onnx": ("int8", "mixed", "dynamic", "w8"),
     "tflite": ("int8", "mixed", "dynamic", "w8"),
     "coreml": ("int8", "palette6"),
+    "saved_model": (),
 }
 """What `auto` tries. palette8 is as large as int8, and k-means to 4 bits lost 20 % of the top classes."""
 
@@ -67,13 +71,17 @@ def parse_precisions(text: str, formats: Sequence[Format], outputs: Sequence[str
         return PRECISIONS
     found: dict[Request, None] = {}
     for given in (part.strip() for part in text.split(",") if part.strip()):
-        if given == W8A8 and "coreml" in formats:
-            raise _impossible("coreml", W8A8)
-        found[_named(given)] = None
+        name = _named(given)
+        found["int8" if name == W8A8 and "coreml" not in formats else name] = None
     if not found:
         raise UsageError(f"--precision names nothing; give one or more of {', '.join([*_KNOWN, AUTO])}, or all")
     check_pairs(formats, tuple(found), outputs)
     return tuple(found)
+
+
+def in_format(form: Format, precision: Precision) -> Precision:
+    """Return the name that a precision has in a format: w8a8 is called int8 where int8 codes activations, too."""
+    return "int8" if precision == W8A8 and form != "coreml" else precision
 
 
 def check_pairs(formats: Sequence[Format], precisions: Sequence[Request], outputs: Sequence[str]) -> None:
@@ -84,7 +92,8 @@ def check_pairs(formats: Sequence[Format], precisions: Sequence[Request], output
     """
     for form in formats:
         for precision in precisions:
-            if precision != AUTO and precision not in MEANING[form]:
+            possible = bool(CANDIDATES[form]) if precision == AUTO else in_format(form, precision) in MEANING[form]
+            if not possible:
                 raise _impossible(form, precision)
     if AUTO in precisions and "logits" not in outputs:
         raise UsageError("--precision auto measures accuracy and needs logits among --outputs; or name a precision")
@@ -96,14 +105,14 @@ _KNOWN: Mapping[str, Precision] = {name: name for table in MEANING.values() for 
 def _named(given: str) -> Request:
     if given == AUTO:
         return AUTO
-    precision = _KNOWN.get("int8" if given == W8A8 else given)
+    precision = _KNOWN.get(given)
     if precision is None:
-        raise UsageError(f"--precision '{given}' is not known; {did_you_mean(given, [*_KNOWN, W8A8, AUTO, 'all'])}")
+        raise UsageError(f"--precision '{given}' is not known; {did_you_mean(given, [*_KNOWN, AUTO, 'all'])}")
     return precision
 
 
 def _impossible(form: Format, name: str) -> UsageError:
+    allowed = [*MEANING[form], AUTO] if CANDIDATES[form] else list(MEANING[form])
     return UsageError(
-        f"{form} files cannot be {name}; allowed there: {', '.join([*MEANING[form], AUTO])}. "
-        "Choose the formats with --format"
+        f"{form} files cannot be {name}; allowed there: {', '.join(allowed)}. Choose the formats with --format"
     )

@@ -26,14 +26,14 @@ Kind = Literal["student", "text", "clip"]
     "formats",
     default="all",
     show_default=True,
-    help="onnx, coreml (mlpackage), tflite (litert); several with commas; all.",
+    help="onnx, coreml (mlpackage), tflite (litert), saved_model (fp32); several with commas; all is the first three.",
 )
 @click.option(
     "--precision",
     "precisions",
     default="fp32,int8",
     show_default=True,
-    help="auto (the best quantized file, by measurement), fp32, fp16, int8, mixed, dynamic, w8, palette8/6/4 "
+    help="auto (the best quantized file, by measurement), fp32, fp16, int8, mixed, dynamic, w8, w8a8, palette8/6/4 "
     "(Core ML); several with commas; all is fp32, fp16 and int8.",
 )
 @click.option("--int8", is_flag=True, help="The same as --precision auto.")

@@ -18,7 +18,7 @@ from edgekit.export.onnx import export_onnx
 from edgekit.export.onnx_session import OnnxSession
 from edgekit.export.onnx_weights import quantize_onnx_weights
 from edgekit.export.paired import accuracy_drop, mcnemar_mid_p, speedup
-from edgekit.export.precisions import AUTO, PRECISIONS, parse_precisions
+from edgekit.export.precisions import AUTO, PRECISIONS, in_format, parse_precisions
 from edgekit.export.runtimes import FORMATS
 from edgekit.export.sensitivity import worst_layers
 from edgekit.export.session import FloatArray, Outputs
@@ -168,8 +168,8 @@ def test_what_each_format_can_have() -> None:
         UsageError, match="onnx files cannot be palette6; allowed there: fp32, fp16, int8, mixed, dynam"
     ):
         parse_precisions("palette6", FORMATS, both)
-    with pytest.raises(UsageError, match=r"coreml files cannot be w8a8; allowed there: fp32, .*palette4, auto"):
-        parse_precisions("w8a8", FORMATS, both)
+    assert parse_precisions("int8,w8a8", FORMATS, both) == ("int8", "w8a8")
+    assert [in_format(form, "w8a8") for form in ("onnx", "tflite", "coreml")] == ["int8", "int8", "w8a8"]
     with pytest.raises(UsageError, match="did you mean 'palette6'"):
         parse_precisions("pallete6", ("coreml",), both)
     with pytest.raises(UsageError, match="needs logits among --outputs"):

@@ -1,0 +1,38 @@
+"""Students whose every weight matters, and pictures to calibrate them on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgekit.models.spec import StudentSpec
+from edgekit.models.student import Student, student_preprocess
+from tests.export.nets_for_tests import pictures, randomised
+
+SIZE = 64
+
+
+def student(arch: str = "mobilevit_xxs", size: int = SIZE, seed: int = 0) -> Student:
+    """Return a student in eval mode with random norm statistics, affines and biases."""
+    made = Student(StudentSpec(arch, 32, ("cat", "dog", "fish", "owl"), student_preprocess(arch, size)))
+    made.backbone = randomised(arch, 0, seed).requires_grad_(True)
+    torch.manual_seed(seed)
+    for head in (made.projection, made.classifier):
+        assert isinstance(head, nn.Linear)
+        nn.init.normal_(head.bias, std=0.2)
+    return made.eval()
+
+
+def some(count: int = 32, size: int = SIZE, seed: int = 0) -> NDArray[np.float32]:
+    """Return smooth pictures (count, 3, size, size) whose pixels are multiples of 1/255, as decoded ones are."""
+    values = pictures(count, size, seed).mul(255).round().div(255).numpy()
+    return values.astype(np.float32)
+
+
+def batches(images: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    for at in range(len(images)):
+        yield images[at : at + 1]

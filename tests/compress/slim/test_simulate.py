@@ -1,0 +1,108 @@
+"""The simulated files are the real ones: the same ranges, and outputs far closer than the float student's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgekit.compress.slim.codes import activation_points
+from edgekit.compress.slim.folding import folded
+from edgekit.compress.slim.simulate import Runtime, calibrate, simulate
+from edgekit.export.deploy import DeployModel, TorchSession
+from edgekit.export.exporters import Conversion, write_file
+from edgekit.export.parity import snr_db
+from edgekit.export.runtimes import SUFFIX_OF, open_session
+from edgekit.export.session import run_batched
+from edgekit.models.student import Student
+from tests.compress.slim.students_for_tests import batches, some, student
+from tests.tolerances import SIMULATED_GAIN_DB
+
+CALIBRATION = some(24)
+SHOWN = some(24, seed=1)
+
+
+def made(plain: Student, runtime: Runtime, folder: Path) -> Path:
+    path = folder / f"model{SUFFIX_OF[runtime]}"
+    write_file(Conversion(DeployModel(plain), CALIBRATION, folder), runtime, "int8", path)
+    return path
+
+
+def simulated(plain: Student, runtime: Runtime) -> Student:
+    result = simulate(folded(plain), runtime).eval()
+    calibrate(result, lambda: batches(CALIBRATION))
+    return result
+
+
+def noise_db(want: NDArray[np.float32], have: NDArray[np.float32]) -> float:
+    return snr_db(want.astype(np.float64), have.astype(np.float64))
+
+
+def scales_in(path: Path) -> set[float]:
+    """Return the scales of all activations of an int8 file."""
+    if path.suffix == ".onnx":
+        from edgekit.export.onnx_graph import OnnxGraph, of_kind
+
+        graph = OnnxGraph.read(path)
+        return {float(graph.array(node.input[1])) for node in of_kind(graph.nodes, "QuantizeLinear")}
+    from edgekit.export.tflite_graph import Graph
+
+    file = Graph.read(path)
+    found = set()
+    for number, tensor in enumerate(file.tensors):
+        scales = tensor.quantization.scale if tensor.quantization is not None else None
+        if tensor.type == file.schema.TensorType.INT8 and scales is not None and file.constant(number) is None:
+            found.add(float(scales[0]))
+    return found - {1 / 256}  # of σ, which has one scale everywhere
+
+
+def far(one: Iterable[float], others: set[float]) -> list[float]:
+    return [value for value in one if min(abs(value - other) / other for other in others) > 1e-3]
+
+
+@pytest.mark.parametrize("runtime", ["onnx", pytest.param("tflite", marks=pytest.mark.slow)])
+def test_the_simulation_is_the_file(runtime: Runtime, tmp_path: Path) -> None:
+    plain = student()
+    file = made(plain, runtime, tmp_path)
+    model = simulated(plain, runtime)
+
+    in_file, in_model = scales_in(file), {codes.scale for codes in activation_points(model) if not codes.redundant}
+    assert len(in_model) > 40
+    assert not far(in_model, in_file) and not far(in_file, in_model)
+
+    want = run_batched(open_session(file), SHOWN)
+    have = run_batched(TorchSession(DeployModel(model)), SHOWN)
+    floating = run_batched(TorchSession(DeployModel(plain)), SHOWN)
+    for name in ("logits", "embedding"):
+        gained = noise_db(want[name], have[name]) - noise_db(want[name], floating[name])
+        assert gained > SIMULATED_GAIN_DB, name
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_every_weight_learns_and_no_range_moves(runtime: Runtime, arch: str) -> None:
+    model = simulated(student(arch), runtime).train()
+    ranges = {codes.name: (codes.low, codes.high) for codes in activation_points(model)}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    output = model(torch.from_numpy(SHOWN[:8]))
+    (output.logits.square().mean() + output.embedding.square().mean()).backward()
+    # a group of one token, as the last stage has at 64 px, attends to itself whatever queries and keys say
+    telling = [
+        (n, p.grad) for n, p in model.named_parameters() if ".attention.q." not in n and ".attention.k." not in n
+    ]
+    assert not [name for name, grad in telling if grad is None or not bool(grad.abs().sum() > 0)]
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    optimizer.step()
+    assert {codes.name: (codes.low, codes.high) for codes in activation_points(model)} == ranges
+
+
+def test_calibration_sees_the_float_net() -> None:
+    """Ranges are the exporter's, which knows nothing of rounding yet; a second look must find the same."""
+    model = simulated(student(), "tflite")
+    first = {codes.name: codes.scale for codes in activation_points(model)}
+    calibrate(model, lambda: batches(CALIBRATION))
+    assert {codes.name: codes.scale for codes in activation_points(model)} == first

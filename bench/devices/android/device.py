@@ -18,6 +18,7 @@ from edgekit.bench.devices.android.adb import Adb
 from edgekit.bench.devices.android.benchmark_tool import ToolResult, parse
 from edgekit.bench.devices.device import Say
 from edgekit.bench.devices.failed import candidates_of
+from edgekit.bench.devices.stored import precision_here
 from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.machine import Machine, machine_warnings
 from edgekit.bench.place import Holder
@@ -25,7 +26,6 @@ from edgekit.bench.results import BenchReport
 from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.timing import ColdStart, Timer
 from edgekit.errors import EdgekitError, LoadError, UsageError
-from edgekit.export.contained import call_contained
 from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
 
 _FOLDER = "/data/local/tmp"
@@ -192,7 +192,7 @@ class _OnPhone:
 
     def precision(self, path: Path) -> str:
         """Read the precision here, in a process of its own."""
-        return str(call_contained("edgekit.bench.openers:precision", str(path.absolute())))
+        return precision_here(path)
 
     def close(self) -> None:
         """Do nothing: the whole folder is removed at the end."""

@@ -20,6 +20,7 @@ from edgekit.bench.candidates import Candidate
 from edgekit.bench.devices.apple.core_ml import PictureInput, open_package, picture_input
 from edgekit.bench.devices.device import Say
 from edgekit.bench.devices.failed import candidates_of
+from edgekit.bench.devices.stored import precision_here
 from edgekit.bench.machine import Machine
 from edgekit.bench.place import Holder
 from edgekit.bench.results import BenchReport
@@ -27,7 +28,6 @@ from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.timing import ColdStart, Timer
 from edgekit.bench.variants import by_unit
 from edgekit.errors import LoadError, MissingExtraError, UsageError
-from edgekit.export.contained import call_contained
 from edgekit.export.runtimes import on_macos
 from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
 
@@ -222,7 +222,7 @@ class _OnDevice:
 
     def precision(self, path: Path) -> str:
         """Read the precision here, in a process of its own."""
-        return str(call_contained("edgekit.bench.openers:precision", str(path.absolute())))
+        return precision_here(path)
 
     def close(self) -> None:
         """Let go of the package."""

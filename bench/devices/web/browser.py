@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from edgekit.bench.candidates import Candidate
+from edgekit.bench.devices.stored import precision_here
 from edgekit.bench.devices.web.exchange import Exchange
 from edgekit.bench.machine import Machine
 from edgekit.bench.place import Holder
 from edgekit.bench.timing import ColdStart, Timer
 from edgekit.errors import LoadError, UsageError
-from edgekit.export.contained import call_contained
 from edgekit.export.session import FloatArray, RuntimeInfo, run_batched
 from edgekit.printable import printable
 
@@ -243,7 +243,7 @@ class _InBrowser:
 
     def precision(self, path: Path) -> str:
         """Read the precision here, in a process of its own."""
-        return str(call_contained("edgekit.bench.openers:precision", str(path.absolute())))
+        return precision_here(path)
 
     def close(self) -> None:
         """Have the page let go of it; one that is gone has."""

@@ -180,5 +180,5 @@ def sha256_of(path: Path) -> str:
 def layouts(frames: int = 1) -> Mapping[Format, str]:
     """Return each format's own input layout; the frames of a clip stand where the batch does, N."""
     if frames > 1:
-        return {"onnx": "NCHW", "coreml": "NCHW", "tflite": "NHWC"}
-    return {"onnx": "NCHW", "coreml": "image", "tflite": "NHWC"}
+        return {"onnx": "NCHW", "coreml": "NCHW", "tflite": "NHWC", "saved_model": "NHWC"}
+    return {"onnx": "NCHW", "coreml": "image", "tflite": "NHWC", "saved_model": "NHWC"}

@@ -10,12 +10,23 @@ from typing import Literal
 from edgekit.errors import LoadError, MissingExtraError, UsageError, did_you_mean
 from edgekit.export.session import Session
 
-Format = Literal["onnx", "coreml", "tflite"]
-Runtime = Literal["onnxruntime", "litert", "mil"]
+Format = Literal["onnx", "coreml", "tflite", "saved_model"]
+Runtime = Literal["onnxruntime", "litert", "mil", "tensorflow"]
 
 FORMATS: tuple[Format, ...] = ("onnx", "coreml", "tflite")
+"""What "all" means. A SavedModel is made where it is asked for by name: it needs TensorFlow, and no phone takes it."""
+
+KNOWN: tuple[Format, ...] = (*FORMATS, "saved_model")
 ALIASES: Mapping[str, Format] = {"mlpackage": "coreml", "litert": "tflite"}
-SUFFIXES: Mapping[str, Format] = {".onnx": "onnx", ".mlpackage": "coreml", ".tflite": "tflite"}
+SUFFIXES: Mapping[str, Format] = {
+    ".onnx": "onnx",
+    ".mlpackage": "coreml",
+    ".tflite": "tflite",
+    ".savedmodel": "saved_model",
+}
+FOLDERS: tuple[Format, ...] = ("coreml", "saved_model")
+"""Formats whose artifact is a folder."""
+
 SUFFIX_OF: Mapping[Format, str] = {form: suffix for suffix, form in SUFFIXES.items()}
 
 
@@ -39,14 +50,27 @@ def _mil(path: Path, threads: int) -> Session:
     return MilSession(path, threads)
 
 
+def _tensorflow(path: Path, threads: int) -> Session:
+    from edgekit.export.saved_model import SavedModelSession
+
+    return SavedModelSession(path, threads)
+
+
 RUNTIMES: Mapping[Runtime, Callable[[Path, int], Session]] = {
     "onnxruntime": _onnxruntime,
     "litert": _litert,
     "mil": _mil,
+    "tensorflow": _tensorflow,
 }
-DEFAULT_RUNTIME: Mapping[Format, Runtime] = {"onnx": "onnxruntime", "tflite": "litert", "coreml": "mil"}
-CAN_BE_TIMED: Mapping[Runtime, bool] = {"onnxruntime": True, "litert": True, "mil": False}
-"""The MIL interpreter shows what a Core ML package computes; its speed says nothing of Apple hardware."""
+DEFAULT_RUNTIME: Mapping[Format, Runtime] = {
+    "onnx": "onnxruntime",
+    "tflite": "litert",
+    "coreml": "mil",
+    "saved_model": "tensorflow",
+}
+CAN_BE_TIMED: Mapping[Runtime, bool] = {"onnxruntime": True, "litert": True, "mil": False, "tensorflow": False}
+"""The MIL interpreter shows what a Core ML package computes; its speed says nothing of Apple hardware. TensorFlow runs
+in another process, and its time would be that of the pipe."""
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:
@@ -60,12 +84,12 @@ def parse_formats(text: str) -> tuple[Format, ...]:
     found: list[Format] = []
     for name in (part.strip() for part in text.split(",") if part.strip()):
         form = ALIASES.get(name, name)
-        if form not in FORMATS:
-            raise UsageError(f"--format '{name}' is not known; {did_you_mean(name, [*FORMATS, *ALIASES, 'all'])}")
+        if form not in KNOWN:
+            raise UsageError(f"--format '{name}' is not known; {did_you_mean(name, [*KNOWN, *ALIASES, 'all'])}")
         if form not in found:
             found.append(form)
     if not found:
-        raise UsageError(f"--format names nothing; give one or more of {', '.join(FORMATS)}, or all")
+        raise UsageError(f"--format names nothing; give one or more of {', '.join(KNOWN)}, or all")
     return tuple(found)
 
 

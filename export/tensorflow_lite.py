@@ -7,6 +7,7 @@ may live in another virtual environment, whose Python is given. That environment
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from edgekit.errors import LoadError, MissingExtraError, UsageError
 from edgekit.export.session import FloatArray
 from edgekit.printable import printable
 
+PYTHON_VARIABLE = "EDGEKIT_TENSORFLOW_PYTHON"
 TIMEOUT_S = 300.0
 _NO_TENSORFLOW = 77
 """What the worker ends with where TensorFlow cannot be imported."""
@@ -94,16 +96,23 @@ def run_tensorflow(path: Path, images: FloatArray, python: Path, threads: int = 
 
 
 def tensorflow_python(given: Path | None) -> Path:
-    """Return the Python that has TensorFlow: the given one, else this one if TensorFlow is installed beside edgekit.
+    """Return the Python that has TensorFlow: the given one, else `EDGEKIT_TENSORFLOW_PYTHON`, else this one.
 
     Raises:
-        UsageError: the given one is no file.
+        UsageError: the given or named one is no file.
         MissingExtraError: none was given, and this environment has no TensorFlow.
     """
     if given is not None:
         if not given.is_file():
             raise UsageError(f"--tensorflow-python {given} is not there; give the python of an environment")
         return given.absolute()
+    named = os.environ.get(PYTHON_VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise UsageError(f"{PYTHON_VARIABLE} is {named}, which is not there; give the python of an environment")
+        return Path(named).absolute()
     if importlib.util.find_spec("tensorflow") is None:  # looked for, not imported
-        raise MissingExtraError("tensorflow", "tensorflow", "--runtime tensorflow without --tensorflow-python PATH")
+        raise MissingExtraError(
+            "tensorflow", "tensorflow", f"TensorFlow (or {PYTHON_VARIABLE}, the python of another environment)"
+        )
     return Path(sys.executable)

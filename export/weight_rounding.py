@@ -124,7 +124,8 @@ def _inverse_factor(moments: Tensor) -> Tensor:
         raise DataError("activations are not finite on the calibration pictures: check the checkpoint and the pictures")
     diagonal = moments.diagonal()
     damped = moments + (DAMPING * diagonal.mean() + (diagonal.mean() == 0)) * torch.eye(len(moments)).double()
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    return factor
 
 
 def _input_moments(

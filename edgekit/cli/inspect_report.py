@@ -10,7 +10,7 @@ from edgekit.export.manifest import FileRecord
 from edgekit.printable import printable
 from edgekit.terminal import human_bytes, human_count
 
-_NAMES = {"onnx": "ONNX", "coreml": "Core ML", "tflite": "TFLite"}
+_NAMES = {"onnx": "ONNX", "coreml": "Core ML", "tflite": "TFLite", "saved_model": "SavedModel"}
 _MEANING = {
     "int8": "8-bit weights, most of the work between 8-bit codes",
     "int8-dynamic": "8-bit weights, activations quantized while it runs",

@@ -39,12 +39,13 @@ def test_a_broken_file_is_one_line(tmp_path: Path, python_with_tensorflow: Path)
     assert str(caught.value).isprintable()
 
 
-def test_a_python_without_tensorflow_is_named(tmp_path: Path) -> None:
+def test_a_python_without_tensorflow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("tensorflow") is not None:
         pytest.skip("TensorFlow is beside edgekit here")
     with pytest.raises(MissingExtraError, match=r"edgekit\[tensorflow\]"):
         run_tensorflow(tmp_path / "m.tflite", pictures(1, 32).numpy(), Path(sys.executable))
-    with pytest.raises(MissingExtraError, match="--tensorflow-python"):
+    monkeypatch.delenv("EDGEKIT_TENSORFLOW_PYTHON", raising=False)
+    with pytest.raises(MissingExtraError, match="EDGEKIT_TENSORFLOW_PYTHON"):
         tensorflow_python(None)
 
 

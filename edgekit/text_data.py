@@ -130,9 +130,11 @@ def _classes(rows: Sequence[TextRow], files: TextFiles) -> tuple[str, ...]:
         raise DataError(f"{files.train} has {len(found)} different labels, more than {MAX_CLASSES}: are these classes?")
     if numbers and numbers != found:
         odd = next(row for row in rows if isinstance(row.label, str) and row.label not in numbers)
+        first_line = odd.place == f"{files.train}:1"
+        mend = "name a header's columns with --text-column and --label-column" if first_line else "mend the line"
         raise DataError(
             f"{odd.place}: the label {printable(str(odd.label), 40)!r} is no number, while {len(numbers)} other labels "
-            f"of the file are; mend the line, or write names throughout"
+            f"of the file are; {mend}, or write names throughout"
         )
     if not isinstance(first, str):
         return tuple(first)
@@ -147,6 +149,8 @@ def _split(rows: Sequence[TextRow], classes: tuple[str, ...], *, soft: bool) -> 
         if isinstance(row.label, str) and soft:
             raise DataError(f"{row.place} has the hard label '{printable(row.label, 40)}' among soft ones")
         weights = {row.label: 1.0} if isinstance(row.label, str) else row.label
+        if len(weights) > len(classes):
+            raise DataError(f"{row.place} has {len(weights)} probabilities for {len(classes)} classes")
         for name, weight in weights.items():
             if name not in place_of:
                 known = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")

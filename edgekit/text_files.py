@@ -106,6 +106,11 @@ def _table_records(path: Path, lines: Sequence[str], files: TextFiles) -> Iterat
                 continue
             if columns is None:
                 header = files.text_column in cells
+                if not header and files.label_column in cells:
+                    raise DataError(
+                        f"{path}:1 names the columns {', '.join(cells)}, none of them '{files.text_column}'; say which "
+                        "holds the texts with --text-column"
+                    )
                 columns = cells if header else [files.text_column, files.label_column]
                 if header:
                     continue

@@ -80,6 +80,21 @@ def test_soft_labels_may_be_tested_on_hard_ones_in_a_split_of_their_own(tmp_path
 
 REFUSED = {
     "odd label": ("a\t0\nb\t1\nc\tgood\n", ".tsv", r"a\.tsv:3: the label 'good' is no number, while 2 other labels"),
+    "header of other names": (
+        "review\tstars\na\t0\nb\t1\n",
+        ".tsv",
+        r"a\.tsv:1: the label 'stars' is no number, .* name a header's columns with --text-column and --label-column",
+    ),
+    "header without text": (
+        "sentence\tlabel\na\tgood\nb\tbad\n",
+        ".tsv",
+        r"a\.tsv:1 names the columns sentence, label, none of them 'text'; say which holds the texts",
+    ),
+    "too many probabilities": (
+        'a,"[0, 1]"\nb,"[1, 0]"\nc,"[0.2, 0.3, 0.5]"\n',
+        ".csv",
+        r"a\.csv:3 has 3 probabilities for 2 classes",
+    ),
     "one class": ("a\t1\nb\t1\n", ".tsv", "all 2 texts are of the class '1': nothing to tell apart"),
     "empty file": ("", ".tsv", "holds no texts"),
     "header alone": ("text\tlabel\n", ".tsv", "holds no texts"),

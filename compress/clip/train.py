@@ -128,6 +128,8 @@ def _build(config: TrainClipConfig, texts: list[str]) -> tuple[Clip, Tokenizer]:
     else:
         clip, tokenizer = load_clip(config.init_from)
         wanted, given = clip_spec(recipe, tokenizer).to_dict(), clip.spec.to_dict()
+        # a vocabulary may have the same size and other pieces
+        wanted["tokenizer"], given["tokenizer"] = recipe.tokenizer, tokenizer.to_dict()["kind"]
         different = [f"{name} {given[name]}, now {wanted[name]}" for name in wanted if wanted[name] != given[name]]
         if different:
             raise UsageError(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgekit.captions import load_captions
+from edgekit.compress.clip.evaluation import embed_texts, unpadded
 from edgekit.compress.clip.task import CLIP_DEMO, ClipData, ClipRecipe, ClipTask, build_clip
 from edgekit.compress.pictures.pixels import decode_eval, decode_train
 from edgekit.compress.recipe import AugmentConfig
@@ -18,6 +19,7 @@ from edgekit.data import load_dataset
 from edgekit.demo.drawings import write_drawings
 from edgekit.models.clip import load_clip
 from edgekit.models.teacher import load_teacher
+from tests.tolerances import FP32_EXACT
 
 CPU = torch.device("cpu")
 
@@ -116,6 +118,15 @@ def test_the_one_loop_trains_it_into_a_teacher(drawings: Path, tmp_path: Path, l
     weights = teacher.class_scores(task.data.classes, task.data.templates)
     assert weights is not None
     torch.testing.assert_close(weights.norm(dim=1), clip.scale().detach().expand(12))
+
+
+def test_padding_costs_nothing_and_changes_nothing(drawings: Path) -> None:
+    task = make_task(drawings, recipe())
+    texts = ["a star", "a purple star on the left of a green disc", "a dog"]
+    tokens = task.tokenizer(texts)
+    assert unpadded(tokens).shape[1] == int((tokens > 0).sum(1).max()) < tokens.shape[1]
+    padded = task.clip.eval().encode_text(torch.from_numpy(tokens))
+    torch.testing.assert_close(embed_texts(task.clip, task.tokenizer, texts, CPU), padded, atol=FP32_EXACT, rtol=0)
 
 
 def test_characters_are_a_tokenizer_too(drawings: Path) -> None:

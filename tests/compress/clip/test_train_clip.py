@@ -97,6 +97,11 @@ def test_a_second_phase_begins_where_the_first_was_best_and_joins_its_history(
     other = TrainClipConfig(config.data, tmp_path / "three", recipe(embed_dim=16), None, 0.25, init_from=trained)
     with pytest.raises(UsageError, match="holds another CLIP: embed_dim 32, now 16"):
         train_clip(other, QUIET)
+    letters = TrainClipConfig(
+        config.data, tmp_path / "four", recipe(tokenizer="characters"), None, 0.25, init_from=trained
+    )
+    with pytest.raises(UsageError, match="tokenizer bpe, now characters"):
+        train_clip(letters, QUIET)
     with pytest.raises(LoadError, match="not the run folder of a CLIP"):
         recipe_of_run(tmp_path)
 

@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.bench.labels import class_numbers
 from edgekit.bench.metrics import agreement, classification_scores, correct, embedding_cosine, kl_divergence
 from edgekit.bench.results import Answers, BenchRow
 from edgekit.bench.significance import ScoreError, compare_accuracy
 from edgekit.bench.state import State
-from edgekit.data import Sample, load_dataset
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.data import ImageDataset, Sample, load_dataset
+from edgekit.errors import DataError, EdgekitError, UsageError
+from edgekit.export.contained import call_contained
 from edgekit.export.export_clips import frames_of
 from edgekit.export.session import FloatArray, Outputs
+from edgekit.listing import LAYOUTS, list_csv, list_folder
 from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess, load_batch
 
@@ -70,7 +73,10 @@ def load_truth(
         DataError: the data cannot be used.
         LoadError: the run's teacher record is damaged.
     """
-    dataset = load_dataset(data, val_fraction=val_fraction, seed=seed, kind="clips" if frames > 1 else "pictures")
+    whole = _whole_source(data) if run is None and val_fraction is None and frames == 1 else None
+    dataset = whole or load_dataset(
+        data, val_fraction=val_fraction, seed=seed, kind="clips" if frames > 1 else "pictures"
+    )
     samples = dataset.val
     if max_images is not None and max_images < len(samples):
         rows = np.linspace(0, len(samples) - 1, max_images).round().astype(int)  # the list is sorted by class
@@ -80,6 +86,51 @@ def load_truth(
     labels = np.array([sample.label for sample in samples], np.int64)
     teacher = {"embedding": said[0], "logits": said[1]} if said is not None else None
     return Truth(dataset.root.name, dataset.classes, samples, labels, teacher, frames)
+
+
+def _whole_source(data: Path) -> ImageDataset | None:
+    """Return all labelled pictures of a source that does not split them: no one trains here. None where it does.
+
+    Raises:
+        DataError: no labelled picture.
+    """
+    listed = list_folder(data) if data.is_dir() else list_csv(data)
+    if any(picture.split for picture in listed):
+        return None
+    classes = tuple(sorted({picture.label for picture in listed if picture.label is not None}))
+    if not classes:
+        raise DataError(f"{data} has no labelled pictures. {LAYOUTS}")
+    number = {name: at for at, name in enumerate(classes)}
+    samples = tuple(Sample(p.key, p.path, number[p.label]) for p in listed if p.label is not None)
+    return ImageDataset(data, classes, (), tuple(sorted(samples, key=lambda s: s.key)))
+
+
+def number_classes(states: Sequence[State], truth: Truth, given: Sequence[str] | None) -> None:
+    """Find out which of each model's scores the data's classes are; a model that does not know one fails.
+
+    Args:
+        states: the candidates.
+        truth: the data.
+        given: labels for files that no manifest tells of; None asks those files themselves.
+    """
+    for state in states:
+        candidate = state.candidate
+        if not (state.alive and candidate.scored and candidate.kind == "artifact"):
+            continue
+        try:
+            labels = candidate.classes or given or _own_labels(candidate.path)
+            state.classes = tuple(labels) if labels else None
+            if labels is not None:
+                state.labels = class_numbers(truth.classes, labels)[truth.labels]
+        except EdgekitError as e:
+            state.fail(str(e))
+
+
+def _own_labels(path: Path | None) -> Sequence[str] | None:
+    if path is None or path.is_dir():
+        return None
+    found: list[str] | None = call_contained("edgekit.bench.labels:labels_in", str(path.absolute()))
+    return found
 
 
 def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
@@ -103,10 +154,29 @@ def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
     for state in running:
         if state.alive:
             found = parts[state.candidate.name]
-            state.outputs = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+            state.outputs = _scores(state, {name: np.concatenate([p[name] for p in found]) for name in found[0]})
     for state in states:
         if state.candidate.kind == "teacher" and state.row.status == "ok":
             state.outputs = truth.teacher
+
+
+def _scores(state: State, outputs: Outputs) -> Outputs:
+    """Return outputs with one row of logits a picture, whatever shape and scale the file gives them in."""
+    if "logits" not in outputs:
+        told = f"its outputs are {', '.join(sorted(outputs))}, none of which are class scores: no accuracy"
+        if "embedding" not in outputs:
+            state.row = replace(state.row, notes=(*state.row.notes, told))
+        return outputs
+    values = outputs["logits"].reshape(len(outputs["logits"]), -1)
+    if state.candidate.claimed is None and state.candidate.kind == "artifact" and _are_shares(values):
+        state.row = replace(state.row, notes=(*state.row.notes, "gives probabilities; their logarithms were scored"))
+        values = np.log(np.maximum(values, values[values > 0].min() / 2))  # where rounding left 0
+    return {**outputs, "logits": values}
+
+
+def _are_shares(values: FloatArray) -> bool:
+    """Whether rows are probabilities; 8-bit ones add up to 1 within a few steps of 1/256."""
+    return bool(values.size and (values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < 0.05).all())
 
 
 def _inputs(samples: Sequence[Sample], frames: int, contract: Preprocess) -> FloatArray:
@@ -122,7 +192,7 @@ def answers(states: Sequence[State], truth: Truth) -> dict[str, Answers]:
     found = {}
     for state in states:
         if state.row.scores is not None and state.outputs is not None:
-            found[state.candidate.name] = Answers.of(correct(state.outputs["logits"], truth.labels), digest)
+            found[state.candidate.name] = Answers.of(_right(state, state.outputs, truth), digest)
     return found
 
 
@@ -130,7 +200,9 @@ def score(states: Sequence[State], truth: Truth, baseline: str) -> None:
     """Fill the accuracy columns of every row whose candidate gave outputs."""
     by_name = {state.candidate.name: state for state in states}
     student = next((s.outputs for s in states if s.candidate.kind == "student"), None)
-    reference = by_name[baseline].outputs if baseline in by_name else None
+    first = by_name.get(baseline)
+    known = first is not None and first.outputs is not None and "logits" in first.outputs and first.row.status == "ok"
+    reference = _right(first, first.outputs, truth) if known and first and first.outputs else None
     for state in states:
         if state.outputs is None or "logits" not in state.outputs:
             continue
@@ -140,17 +212,43 @@ def score(states: Sequence[State], truth: Truth, baseline: str) -> None:
             state.fail(str(e))
 
 
-def _scored(state: State, truth: Truth, student: Outputs | None, reference: Outputs | None, baseline: str) -> BenchRow:
+def _right(state: State, outputs: Outputs, truth: Truth) -> NDArray[np.bool_]:
+    """Return (N,) whether the class of the highest score is the right one."""
+    return correct(outputs["logits"], _labels(state, truth))
+
+
+def _labels(state: State, truth: Truth) -> NDArray[np.int64]:
+    """Return (N,) the right classes as numbers of the model's own scores.
+
+    Raises:
+        UsageError: it gives as many scores as neither the data nor its labels have classes.
+    """
+    assert state.outputs is not None
+    scores = state.outputs["logits"].shape[1]
+    if state.classes is not None and state.labels is not None:
+        if scores != len(state.classes):
+            raise UsageError(
+                f"it gives {scores} scores, but there are {len(state.classes)} labels; give its own labels"
+            )
+        return state.labels
+    if scores != len(truth.classes):
+        raise UsageError(
+            f"it gives {scores} scores, the data has {len(truth.classes)} classes; give the data it was made for, or "
+            "the labels of its scores with --labels"
+        )
+    return truth.labels
+
+
+def _scored(
+    state: State, truth: Truth, student: Outputs | None, reference: NDArray[np.bool_] | None, baseline: str
+) -> BenchRow:
     """Return the row with every accuracy column that can be computed."""
     assert state.outputs is not None
     logits = state.outputs["logits"]
-    if logits.shape[1] != len(truth.classes):
-        raise UsageError(
-            f"it gives {logits.shape[1]} scores, the data has {len(truth.classes)} classes; "
-            "give the data it was made for"
-        )
-    row = replace(state.row, scores=classification_scores(logits, truth.labels))
-    if truth.teacher is not None and state.candidate.kind != "teacher":
+    labels = _labels(state, truth)
+    row = replace(state.row, scores=classification_scores(logits, labels))
+    alike = state.classes is None or state.classes == truth.classes
+    if truth.teacher is not None and state.candidate.kind != "teacher" and alike:
         said = truth.teacher
         row = replace(
             row,
@@ -159,9 +257,8 @@ def _scored(state: State, truth: Truth, student: Outputs | None, reference: Outp
         )
         if "embedding" in state.outputs and state.outputs["embedding"].shape == said["embedding"].shape:
             row = replace(row, embedding_cosine=embedding_cosine(said["embedding"], state.outputs["embedding"]))
-    if student is not None and state.candidate.kind == "artifact":
+    if student is not None and state.candidate.kind == "artifact" and alike:
         row = replace(row, agreement_student=agreement(logits, student["logits"]))
-    if reference is not None and "logits" in reference and state.candidate.name != baseline:
-        right, reference_right = correct(logits, truth.labels), correct(reference["logits"], truth.labels)
-        row = replace(row, accuracy=compare_accuracy(right, reference_right))
+    if reference is not None and state.candidate.name != baseline:
+        row = replace(row, accuracy=compare_accuracy(correct(logits, labels), reference))
     return row

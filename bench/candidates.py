@@ -48,6 +48,7 @@ class Candidate:
         golden: file of golden vectors that it was proven with, where it comes from a bundle.
         claimed: precision that its manifest tells.
         outputs: names of what it gives, as its manifest tells.
+        classes: which class each of its scores is, as its manifest tells.
         accelerator: what runs it, where that can be chosen, e.g. "webgpu"; "" takes the runtime's usual.
         problem: why it is not even opened.
     """
@@ -68,6 +69,7 @@ class Candidate:
     golden: Path | None = None
     claimed: Precision | None = None
     outputs: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     accelerator: str = ""
     problem: str | None = None
 
@@ -177,6 +179,7 @@ def _artifact(name: str, given: Given, threads: int) -> Candidate:
         golden=given.path.parent / GOLDEN_FILE if listed else None,
         claimed=given.record.precision if given.record else None,
         outputs=listed.outputs if listed else (),
+        classes=listed.classes if listed else (),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from edgekit.bench.accuracy import Progress, Truth, answers, load_truth, run_pictures, score
+from edgekit.bench.accuracy import Progress, Truth, answers, load_truth, number_classes, run_pictures, score
 from edgekit.bench.candidates import (
     Candidate,
     artifact_candidates,
@@ -17,6 +17,7 @@ from edgekit.bench.candidates import (
     student_candidate,
     teacher_candidate,
 )
+from edgekit.bench.labels import read_labels
 from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.place import Place, ThisMachine
 from edgekit.bench.proof import prove
@@ -36,6 +37,7 @@ class BenchConfig:
             shown beside it; None compares with the first file that can be timed.
         data: pictures with labels; None measures latency alone.
         val_fraction: as for distill.
+        labels: one a line, which class each score of a file without manifest is; None asks the files themselves.
         threads: of every runtime.
         max_images: most validation pictures; None takes all.
         latency: how to time; None leaves it out.
@@ -48,6 +50,7 @@ class BenchConfig:
     baseline: Path | None = None
     data: Path | None = None
     val_fraction: float | None = None
+    labels: Path | None = None
     threads: int = 1
     max_images: int | None = None
     latency: LatencyConfig | None = field(default_factory=LatencyConfig)
@@ -72,13 +75,16 @@ def run_bench(config: BenchConfig, progress: Progress | None = None, place: Plac
     if config.data is not None and not config.data.exists():
         raise DataError(f"--data {config.data} is not there; give a folder of pictures by class, or a CSV")
     held = place or ThisMachine()
+    labels = read_labels(config.labels) if config.labels is not None else None
+    if labels is not None and config.data is None:
+        raise UsageError("--labels tells which class each score is, which only pictures need: add --data")
     machine = held.machine()  # before anything runs: its load is that of others
     with _opened(_candidates(config, held), held, bar) as states:
         if held.proves:
             prove(states, bar)
         baseline = "student" if config.baseline else _first_timed(states)
         problems: list[str] = []
-        truth, right = _accuracy(states, config, baseline, bar, problems)
+        truth, right = _accuracy(states, config, baseline, bar, problems, labels)
         samples = time_one(states, config.latency, baseline, bar) if config.latency else {}
         if config.latency and config.batch_size is not None:
             time_batches(states, config.latency, config.batch_size, bar)
@@ -143,7 +149,12 @@ def _first_timed(states: Sequence[State]) -> str:
 
 
 def _accuracy(
-    states: Sequence[State], config: BenchConfig, baseline: str, bar: Progress, problems: list[str]
+    states: Sequence[State],
+    config: BenchConfig,
+    baseline: str,
+    bar: Progress,
+    problems: list[str],
+    labels: Sequence[str] | None,
 ) -> tuple[Truth | None, dict[str, Answers]]:
     """Score everything on the data; data that cannot be used is a problem of the run, and latency is still measured.
 
@@ -162,6 +173,7 @@ def _accuracy(
             seed=config.seed,
             frames=frames,
         )
+        number_classes(states, truth, labels)
         run_pictures(states, truth, bar)
     except DataError as e:
         problems.append(f"no accuracy: {e}")

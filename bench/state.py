@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgekit.bench.candidates import Candidate
 from edgekit.bench.place import Holder, Place
 from edgekit.bench.results import BenchRow
@@ -15,12 +18,21 @@ from edgekit.preprocess import Preprocess
 
 @dataclass
 class State:
-    """A candidate, what holds it, and its row, which grows as things are measured."""
+    """A candidate, what holds it, and its row, which grows as things are measured.
+
+    Attributes:
+        candidate, worker, row: as said.
+        outputs: what it gave for the pictures.
+        classes: which class each of its scores is; None takes the data's own order.
+        labels: (N,) the right class of each picture, as a number of its scores, where `classes` tells.
+    """
 
     candidate: Candidate
     row: BenchRow
     worker: Holder | None = None
     outputs: Outputs | None = None
+    classes: tuple[str, ...] | None = None
+    labels: NDArray[np.int64] | None = None
 
     @property
     def alive(self) -> bool:

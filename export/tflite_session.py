@@ -16,6 +16,8 @@ from edgekit.export.chatter import native_output_captured
 from edgekit.export.session import FloatArray, RuntimeInfo
 
 DELEGATE = "DELEGATE"
+_RANGE_SLACK = 0.05
+"""Ranges that converters estimate on pictures miss 0, 1 or -1 by a few percent."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class LiteRTSession:
     """A .tflite file under LiteRT: images (B, 3, H, W) float32 in [0, 1] in, named float32 outputs out.
 
     Files of edgekit take float32 NHWC. Files made elsewhere may also take NCHW, or uint8/int8 with a scale and a
-    zero point; such input is quantized, and quantized outputs are dequantized, on the way.
+    zero point, of pixels in [0, 1], [-1, 1] or [0, 255]; such input is quantized, and quantized outputs are
+    dequantized, on the way.
 
     Raises:
         LoadError: the file is not a TFLite model that LiteRT can load, or not one that takes pictures.
@@ -189,14 +192,23 @@ def _named_outputs(interpreter: Any) -> dict[str, dict[str, Any]]:
 
 
 def _to_stored(values: FloatArray, detail: Mapping[str, Any]) -> NDArray[Any]:
-    """Quantize [0, 1] pixels to the type of the input tensor: q = round(x / scale) + zero point."""
+    """Quantize [0, 1] pixels to the type of the input tensor: q = round(x / scale) + zero point.
+
+    A tensor that holds [-1, 1] or [0, 255] is of a model that was made for pixels of that range: its x is brought
+    there, which makes q the pixel's own byte, as applications feed it (MobileNet's uint8 files: scale 1/128, zero 128).
+    """
     dtype = np.dtype(detail["dtype"])
     if dtype.kind == "f":
         return values.astype(dtype, copy=False)
+    bounds = np.iinfo(dtype)
     scale, zero_point = detail["quantization"]
     if not scale:  # no quantization parameters: the file takes raw pixels, 0..255
-        scale, zero_point = 1 / 255, np.iinfo(dtype).min
-    bounds = np.iinfo(dtype)
+        scale, zero_point = 1 / 255, bounds.min
+    low, high = scale * (bounds.min - zero_point), scale * (bounds.max - zero_point)
+    if max(abs(low + 1), abs(high - 1)) < _RANGE_SLACK:
+        values = values * np.float32(2) - np.float32(1)
+    elif max(abs(low), abs(high - 255)) < 255 * _RANGE_SLACK:
+        values = values * np.float32(255)
     quantized = np.rint(values / np.float32(scale)) + zero_point
     codes: NDArray[Any] = np.clip(quantized, bounds.min, bounds.max).astype(dtype)
     return codes

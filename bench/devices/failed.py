@@ -21,7 +21,11 @@ def candidates_of(config: BenchConfig, device: str) -> list[Candidate]:
     Raises:
         UsageError: there is none, or something is asked for that `device` cannot do: it has only the files.
     """
-    refused = [name for name, value in (("--baseline", config.baseline), ("--data", config.data)) if value is not None]
+    refused = [
+        name
+        for name, value in (("--baseline", config.baseline), ("--data", config.data), ("--labels", config.labels))
+        if value is not None
+    ]
     if refused:
         raise UsageError(
             f"{' and '.join(refused)} cannot be used with --device {device}, which gets the files alone; leave "

@@ -34,6 +34,11 @@ from edgekit.terminal import print_json
 @click.option("--remote-command", help="For --device ssh: how edgekit is called there.  [default: edgekit]")
 @click.option("--development-team", help="For --device apple: the Apple team that signs the app which runs the models.")
 @click.option("--data", type=EXISTING, help="Labelled pictures; without them only latency is measured.")
+@click.option(
+    "--labels",
+    type=EXISTING,
+    help="Text file, one label a line: which class each score is, of files that no manifest tells of.",
+)
 @click.option("--val-fraction", type=float, help="As for distill.")
 @click.option("--max-images", type=click.IntRange(1), help="Most validation pictures.  [default: all]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of every runtime.")
@@ -86,6 +91,7 @@ def bench(**options: Any) -> int:
         files=tuple(options["files"]),
         baseline=options["baseline"],
         data=options["data"],
+        labels=options["labels"],
         val_fraction=options["val_fraction"],
         threads=options["threads"],
         max_images=options["max_images"],

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from edgekit.compress.guard.guard import Trouble
 
@@ -29,9 +26,9 @@ class DeadUnits:
     def __init__(self, model: nn.Module, steps_per_epoch: int) -> None:
         self._every = max(1, min(EVERY, steps_per_epoch // FEWEST_LOOKS))
         self._weights = {
-            name: weight
+            name: module.weight
             for name, module in model.named_modules()
-            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and (weight := _trained(module)).requires_grad
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.weight.requires_grad
         }
         self._alive: dict[str, Tensor] = {}
         self._looks = 0
@@ -70,10 +67,3 @@ class DeadUnits:
             f"warm up for longer, and after quantization-aware steps widen the ranges that clip them"
         )
         return [Trouble("dead units", said, worst[0][3])]
-
-
-def _trained(module: nn.Module) -> Tensor:
-    """Return the weight that is trained; under a parametrization `module.weight` is computed from it."""
-    if parametrize.is_parametrized(module, "weight"):
-        return cast(Tensor, cast(Any, module.parametrizations).weight.original)
-    return cast(Tensor, module.weight)

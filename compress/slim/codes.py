@@ -6,16 +6,15 @@ straight-through estimator, 1 inside the range and 0 where a value was clipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
-from edgekit.errors import DataError
+from edgekit.errors import DataError, UsageError
 from edgekit.export.tflite_plan import LOGISTIC_CODES
 from edgekit.export.tflite_static import activation_codes
 
@@ -128,17 +127,18 @@ class RowCodes(nn.Module):
 
 class WeightCodes(nn.Module):
     """Round weights (out, …) to int8 codes in [−127, 127] with one scale per output channel, the largest weight being
-    127; a parametrization of `torch.nn.utils.parametrize`.
+    127; or to float16, as the layers of an int8 file are stored that stay float.
 
     Attributes:
-        centred: take its mean over output channels from the weight first: it writes to a residual stream whose mean
+        centred: take its mean over output channels from the layer first: it writes to a residual stream whose mean
             nobody reads (`edgekit.export.rewrites.transformer.centre_residual_stream`).
+        half: round to float16.
         rounded: whether to round; else only centre.
     """
 
-    def __init__(self, *, centred: bool = False) -> None:
+    def __init__(self, *, centred: bool = False, half: bool = False) -> None:
         super().__init__()
-        self.centred, self.rounded = centred, True
+        self.centred, self.half, self.rounded = centred, half, True
 
     def forward(self, weight: Tensor) -> Tensor:
         """Map (out, …) to the same shape."""
@@ -146,48 +146,57 @@ class WeightCodes(nn.Module):
             weight = weight - weight.mean(0, keepdim=True)
         if not self.rounded:
             return weight
+        if self.half:
+            return weight + (weight.half().float() - weight).detach()
         largest = weight.detach().abs().flatten(1).amax(1)
         scale = (largest / 127).clamp(min=SMALLEST_SCALE)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -127, 127)
 
+    def bias(self, bias: Tensor | None) -> Tensor | None:
+        """Map a bias (out,), which integer kernels hold in 32 bits, to itself or to its centred form."""
+        return bias - bias.mean() if bias is not None and self.centred else bias
 
-class HalfWeights(nn.Module):
-    """Round weights to float16, as the layers of an int8 file are stored that stay float; a parametrization.
 
-    Attributes:
-        rounded: whether to round.
+class CodedLinear(nn.Linear):
+    """A linear layer that computes with `weight_codes` of its weight."""
+
+    weight_codes: WeightCodes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return F.linear(x, self.weight_codes(self.weight), self.weight_codes.bias(self.bias))
+
+
+class CodedConv2d(nn.Conv2d):
+    """A convolution that computes with `weight_codes` of its weight."""
+
+    weight_codes: WeightCodes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        return self._conv_forward(x, self.weight_codes(self.weight), self.weight_codes.bias(self.bias))
+
+
+_CODED: Mapping[type[nn.Module], type[nn.Module]] = {nn.Linear: CodedLinear, nn.Conv2d: CodedConv2d}
+
+
+def code_weights(layer: nn.Module, *, centred: bool = False, half: bool = False) -> None:
+    """Let `layer` compute with rounded weights; the exact ones are trained.
+
+    In place, by its class, so that its name, its weights and everyone who holds it stay. `torch.nn.utils.parametrize`
+    makes a class for each layer, which copies share: taking it off one of them (torch 2.14) breaks the others.
+
+    Raises:
+        UsageError: a kind of layer that the exporters know and this does not.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rounded = True
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Map any shape to the same shape."""
-        if not self.rounded:
-            return weight
-        return weight + (weight.half().float() - weight).detach()
-
-
-class Centred(nn.Module):
-    """Take its mean over output channels from a bias (out,); a parametrization."""
-
-    def forward(self, bias: Tensor) -> Tensor:
-        """Map (out,) to (out,)."""
-        return bias - bias.mean()
-
-
-def code_weights(layer: nn.Linear | nn.Conv2d, *, centred: bool = False) -> None:
-    """Let `layer` compute with rounded weights; the exact ones are trained."""
-    parametrize.register_parametrization(layer, "weight", WeightCodes(centred=centred))
-    if centred and layer.bias is not None:
-        parametrize.register_parametrization(layer, "bias", Centred())
-
-
-def halve_weights(layer: nn.Linear | nn.Conv2d) -> None:
-    """Let `layer` compute with weights of float16 precision; the exact ones are trained."""
-    parametrize.register_parametrization(layer, "weight", HalfWeights())
+    coded = _CODED.get(type(layer))
+    if coded is None:
+        raise UsageError(
+            f"a layer of type {type(layer).__name__} cannot be trained for 8 bits; plain Linear and Conv2d can"
+        )
+    layer.add_module("weight_codes", WeightCodes(centred=centred, half=half))
+    layer.__class__ = coded
 
 
 def code_input(module: nn.Module, codes: nn.Module) -> None:
@@ -236,14 +245,16 @@ def set_ranges(model: nn.Module, ranges: dict[str, tuple[float, float]]) -> None
 
 @torch.no_grad()
 def without_codes(model: nn.Module) -> None:
-    """Take all fake quantization out of `model`, in place; the exact weights stay."""
+    """Take the codes of weights, inputs and outputs out of `model`, in place; the exact weights stay."""
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(cast(Any, module.parametrizations)):
-                for step in cast(Any, module.parametrizations)[name]:
-                    if isinstance(step, (WeightCodes, HalfWeights)):
-                        step.rounded = False
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        if isinstance(module, CodedLinear | CodedConv2d):
+            codes = module.weight_codes
+            codes.rounded = False
+            module.weight.copy_(codes(module.weight))
+            if module.bias is not None:
+                module.bias.copy_(cast(Tensor, codes.bias(module.bias)))
+            del module._modules["weight_codes"]
+            module.__class__ = next(plain for plain, coded in _CODED.items() if coded is type(module))
         for kind, hooks in (("input_codes", module._forward_pre_hooks), ("output_codes", module._forward_hooks)):
             if kind in module._modules:
                 del module._modules[kind]

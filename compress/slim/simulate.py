@@ -31,7 +31,6 @@ from edgekit.compress.slim.codes import (
     code_input,
     code_output,
     code_weights,
-    halve_weights,
     set_ranges,
 )
 from edgekit.export.calibration import Histograms, Observe, collect
@@ -146,7 +145,7 @@ def _for_onnx(student: Student) -> None:
     thin = [_is_thin(conv) for _, conv in layers[1:]]
     leading = 1 + (thin.index(False) if False in thin else len(thin))
     for _, conv in layers[:leading]:
-        halve_weights(conv)
+        code_weights(conv, half=True)
     coded = dict(layers[leading:])
     for name, conv in coded.items():
         code_input(conv, ActivationCodes(f"{name}.in"))
@@ -212,10 +211,11 @@ def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -
     exact = [module for module in student.modules() if hasattr(module, "rounded")]
 
     def run(images: FloatArray, observe: Observe) -> None:
-        seen: dict[int, tuple[ActivationCodes, Tensor]] = {}  # the tensors stay alive, so that no number comes twice
+        # the tensors stay alive, so that no id comes twice; an activation in place makes another version of one
+        seen: dict[tuple[int, int], tuple[ActivationCodes, Tensor]] = {}
 
         def look(codes: ActivationCodes, x: Tensor) -> None:
-            first, _ = seen.setdefault(id(x), (codes, x))
+            first, _ = seen.setdefault((id(x), x._version), (codes, x))
             codes.redundant = first is not codes and first.symmetric == codes.symmetric
             observe(codes.name, x.cpu().numpy())
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import LoadError, UsageError
-from edgekit.export.calibration import Observe, collect
+from edgekit.export.calibration import Histograms, Observe, collect
 from edgekit.export.coreml import coremltools_module, save_package
 from edgekit.export.mil import MilProgram
 from edgekit.export.mil_program import Operation
@@ -56,13 +56,11 @@ class ActivationReport:
 
     Attributes:
         coded: operations whose inputs and outputs are 8-bit codes, by type.
-        images: calibration images used.
-        always_zero: activations that were never anything but zero on them.
+        statistics: of the activations on the calibration images.
     """
 
     coded: Mapping[str, int]
-    images: int
-    always_zero: tuple[str, ...]
+    statistics: Histograms
 
 
 def quantize_activations(
@@ -98,7 +96,7 @@ def quantize_activations(
     with quiet(), np.errstate(divide="ignore", invalid="ignore"):
         save_package(_insert(float_package, [op.outputs[0][0] for op in coded], ranges), out)
     counts = {kind: sum(op.type == kind for op in coded) for kind in config.operations}
-    return ActivationReport(counts, statistics.images, statistics.always_zero)
+    return ActivationReport(counts, statistics)
 
 
 def _is_coded(op: Operation, program: MilProgram, config: ActivationConfig) -> bool:

@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,10 +32,12 @@ from edgekit.export.golden import write_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
+    STATISTICS_FILES,
     InputContract,
     Manifest,
     layouts,
     sha256_of,
+    statistics_name,
 )
 from edgekit.export.model_card import model_card
 from edgekit.export.parity import Precision
@@ -121,6 +124,9 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
         for attempt in attempts:
             if not attempt.problems:
                 shutil.move(str(workshop.path(attempt)), bundle / attempt.name)
+        for form in {attempt.format for attempt in attempts if not attempt.problems}:
+            with suppress(FileNotFoundError):  # nothing of this format has ranges
+                shutil.move(Path(work) / statistics_name(form), bundle / statistics_name(form))
         _write_bundle(bundle, config, student, pictures, expected, attempts)
     return attempts
 
@@ -223,6 +229,7 @@ def _write_bundle(
         files=tuple(record_of(bundle, attempt) for attempt in attempts if not attempt.problems),
         golden_sha256=sha256_of(bundle / GOLDEN_FILE),
         calibration=pictures.calibration_hashes,
+        statistics={path.name: sha256_of(path) for path in sorted(bundle.glob(STATISTICS_FILES))},
         verification=pictures.comparison_hashes,
         choices=tuple(dict(attempt.choice) for attempt in attempts if attempt.choice is not None),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.export.deploy import DeployedPictures
+from edgekit.export.manifest import statistics_name
 from edgekit.export.parity import Precision
 from edgekit.export.precisions import MEANING, check_pairs, in_format
 from edgekit.export.runtimes import SUFFIX_OF, Format
@@ -16,6 +17,8 @@ from edgekit.export.session import FloatArray
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from edgekit.export.calibration import Histograms
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Conversion:
             make(path)
         return path
 
+    def keep(self, form: Format, statistics: Histograms) -> None:
+        """Keep the activation statistics that a file's ranges come from, for the bundle."""
+        if statistics.images:
+            statistics.save(self.work / statistics_name(form))
+
     def batches(self) -> Iterator[FloatArray]:
         """Yield the calibration pictures one by one, as (1, 3, H, W); of clips as (F, 3, H, W)."""
         rows = self.model.rows
@@ -85,10 +93,13 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> None:
     from edgekit.export.onnx_int8 import Int8Config, quantize_onnx
     from edgekit.export.onnx_weights import quantize_onnx_dynamic, quantize_onnx_weights
 
+    def static(config: Int8Config) -> None:
+        conversion.keep("onnx", quantize_onnx(base, out, conversion.batches, config).statistics)
+
     writers: Mapping[Precision, Callable[[], object]] = {
         "fp16": lambda: halve_onnx(base, out),
-        "int8": lambda: quantize_onnx(base, out, conversion.batches),
-        "mixed": lambda: quantize_onnx(base, out, conversion.batches, Int8Config(mixed=True)),
+        "int8": lambda: static(Int8Config()),
+        "mixed": lambda: static(Int8Config(mixed=True)),
         "dynamic": lambda: quantize_onnx_dynamic(base, out),
         "w8": lambda: quantize_onnx_weights(base, out),
     }
@@ -125,7 +136,8 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
         "dynamic": "dynamic",
         "w8": "weight-only",
     }
-    quantize_tflite(base, out, conversion.batches, TfliteQuantConfig(mode=modes[precision]))
+    report = quantize_tflite(base, out, conversion.batches, TfliteQuantConfig(mode=modes[precision]))
+    conversion.keep("tflite", report.statistics)
 
 
 def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
@@ -148,7 +160,8 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
     if precision == "w8a8":
         from edgekit.export.coreml_activations import quantize_activations
 
-        quantize_activations(conversion.base("coreml", make_float), out, conversion.batches)
+        report = quantize_activations(conversion.base("coreml", make_float), out, conversion.batches)
+        conversion.keep("coreml", report.statistics)
     elif precision in ("int8", "w8"):
         from edgekit.export.weight_rounding import least_quantized
 

@@ -17,6 +17,7 @@ from edgekit.export.runtimes import Format
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
+STATISTICS_FILES = "calibration.*.npz"
 MAX_FILES = 100
 """Each file of a bundle is opened when it is verified; no list that others wrote may go on for ever."""
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -97,6 +98,7 @@ class AnyManifest(_Frozen):
     files: Annotated[tuple[FileRecord, ...], Field(max_length=MAX_FILES)]
     golden_sha256: Sha256
     calibration: dict[str, str]
+    statistics: Annotated[dict[str, Sha256], Field(max_length=MAX_FILES)] = {}
     verification: dict[str, str]
     choices: Annotated[tuple[dict[str, Any], ...], Field(max_length=MAX_FILES)] = ()
 
@@ -175,6 +177,11 @@ def sha256_of(path: Path) -> str:
         while block := content.read(1 << 20):
             whole.update(block)
     return whole.hexdigest()
+
+
+def statistics_name(form: Format) -> str:
+    """Return the name of the file of activation statistics that a format's 8-bit ranges come from."""
+    return STATISTICS_FILES.replace("*", form)
 
 
 def layouts(frames: int = 1) -> Mapping[Format, str]:

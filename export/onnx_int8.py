@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import MissingExtraError, UsageError
-from edgekit.export.calibration import Observe, Run, collect
+from edgekit.export.calibration import Histograms, Observe, Run, collect
 from edgekit.export.onnx import save_onnx
 from edgekit.export.onnx_graph import OnnxGraph, attribute, of_kind
 from edgekit.export.onnx_qdq import QdqWriter, Range
@@ -55,15 +55,23 @@ class QuantReport:
         quantized: number of nodes by operator.
         weight_only: names of the layers whose weights are int8 and whose arithmetic is float.
         float_nodes: names of the layers that stay float; their weights are stored as float16.
-        images: number of calibration images.
-        always_zero: activations that were never anything but zero.
+        statistics: of the activations on the calibration images.
     """
 
     quantized: Mapping[str, int]
     weight_only: tuple[str, ...]
     float_nodes: tuple[str, ...]
-    images: int
-    always_zero: tuple[str, ...]
+    statistics: Histograms
+
+    @property
+    def images(self) -> int:
+        """Number of calibration images."""
+        return self.statistics.images
+
+    @property
+    def always_zero(self) -> tuple[str, ...]:
+        """Activations that were never anything but zero."""
+        return self.statistics.always_zero
 
 
 def quantize_onnx(
@@ -111,7 +119,7 @@ def quantize_onnx(
         layers, left = layers - worst, (*left, *sorted(worst))
     QdqWriter(graph, ranges).write(layers, weights, left, products)
     save_onnx(graph.model, out)
-    return QuantReport(dict(counts), tuple(sorted(weights)), left, statistics.images, statistics.always_zero)
+    return QuantReport(dict(counts), tuple(sorted(weights)), left, statistics)
 
 
 def choose(graph: OnnxGraph, config: Int8Config, shapes: Shapes) -> tuple[set[str], set[str], tuple[str, ...]]:

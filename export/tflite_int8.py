@@ -65,8 +65,7 @@ class QuantReport:
         float_operators: operators with weights that stayed float, by name, with their number.
         partitions: how LiteRT cuts the file.
         size_bytes, float_size_bytes: size of the file, and of the float file it was made from.
-        images: calibration images used.
-        always_zero: activations that were never anything but zero on them.
+        statistics: of the activations on the calibration images; empty where none were needed.
     """
 
     mode: TfliteMode
@@ -75,8 +74,17 @@ class QuantReport:
     partitions: PartitionReport
     size_bytes: int
     float_size_bytes: int
-    images: int
-    always_zero: tuple[str, ...]
+    statistics: Histograms
+
+    @property
+    def images(self) -> int:
+        """Number of calibration images."""
+        return self.statistics.images
+
+    @property
+    def always_zero(self) -> tuple[str, ...]:
+        """Activations that were never anything but zero."""
+        return self.statistics.always_zero
 
 
 def quantize_tflite(
@@ -112,8 +120,7 @@ def quantize_tflite(
         partitions=partitions(out),
         size_bytes=out.stat().st_size,
         float_size_bytes=float_path.stat().st_size,
-        images=statistics.images,
-        always_zero=statistics.always_zero,
+        statistics=statistics,
     )
 
 

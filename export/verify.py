@@ -50,6 +50,7 @@ def verify_bundle(
     if missing:
         raise LoadError(f"{bundle / MANIFEST_FILE} does not list {', '.join(sorted(missing))}")
     checks = _golden_file(bundle, manifest, opener)
+    checks += [_statistics_file(bundle, name, sha256) for name, sha256 in manifest.statistics.items() if not only]
     chosen = [
         number
         for number, record in enumerate(manifest.files)
@@ -80,6 +81,16 @@ def _golden_file(bundle: Path, manifest: AnyManifest, opener: str) -> list[Check
         Check(GOLDEN_FILE, "sha256", True, "as in the manifest"),
         *_contained("bundle", f"{opener}:golden_checks", str(bundle.absolute())),
     ]
+
+
+def _statistics_file(bundle: Path, name: str, sha256: str) -> Check:
+    subject = printable(name, 120)
+    try:
+        path = resolve(bundle, name)
+        same = _plain_size_bytes(path) <= MAX_FILE_BYTES and sha256_of(path) == sha256
+    except (EdgekitError, OSError) as e:
+        return Check(subject, "sha256", False, printable(str(e), 300))
+    return Check(subject, "sha256", same, "as in the manifest" if same else "differs: not the file that was exported")
 
 
 def _stored_file(bundle: Path, record: FileRecord) -> tuple[list[Check], bool]:

@@ -53,6 +53,7 @@ class TableConfig:
         image_sizes: in pixels. Training is at the first; the others run the same weights, which fit any size.
         train_images, epochs: of the training.
         images: validation pictures compared.
+        required_only: leave out the files that are for information; their INT8 ranges take most of the time.
         seed: of everything.
     """
 
@@ -64,6 +65,7 @@ class TableConfig:
     train_images: int = 1500
     epochs: int = 2
     images: int = 500
+    required_only: bool = False
     seed: int = 0
 
 
@@ -112,19 +114,21 @@ def _measured(config: TableConfig, data: Path, trained: Path, size: int, termina
     terminal.heading(f"{trained.name} at {size} px")
     checkpoint = trained / f"student-{size}.safetensors"
     save_student(checkpoint, _resized(load_student(trained), size))
-    export = ExportConfig(
-        checkpoint,
-        config.work / f"{trained.name}-{size}-bundle",
-        FORMATS,
-        PRECISIONS,
-        data=data,
-        comparison_images=config.images,
-        seed=config.seed,
-    )
-    rows = [
-        TableRow(trained.name, size, a.format, a.precision, a.size_bytes, a.parity, a.problems)
-        for a in export_run(export, terminal, overwrite=True)
-    ]
+    rows = []
+    for form in FORMATS:
+        export = ExportConfig(
+            checkpoint,
+            config.work / f"{trained.name}-{size}-{form}",
+            (form,),
+            tuple(p for p in PRECISIONS if not config.required_only or (form, p) in REQUIRED),
+            data=data,
+            comparison_images=config.images,
+            seed=config.seed,
+        )
+        attempts = export_run(export, terminal, overwrite=True)
+        rows += [
+            TableRow(trained.name, size, a.format, a.precision, a.size_bytes, a.parity, a.problems) for a in attempts
+        ]
     atomic.write_json(kept, [vars(row) | {"parity": row.parity.to_dict() if row.parity else None} for row in rows])
     return rows
 
@@ -244,6 +248,7 @@ def _names(text: str) -> tuple[str, ...]:
 @click.option("--train-images", type=click.IntRange(32), default=1500, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--images", type=click.IntRange(8), default=500, show_default=True, help="Validation pictures compared.")
+@click.option("--required-only", is_flag=True, help="Only the files that must hold something.")
 @click.option("--work", type=click.Path(path_type=Path), default="parity", show_default=True, help="Work folder.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="parity.md", show_default=True)
 def main(**options: Any) -> None:
@@ -262,6 +267,7 @@ def main(**options: Any) -> None:
         train_images=options["train_images"],
         epochs=options["epochs"],
         images=options["images"],
+        required_only=options["required_only"],
     )
     if not config.students or not sizes:
         raise click.UsageError("--students and --image-sizes must each name something")

@@ -16,6 +16,7 @@ import pytest
 from whole_path_for_tests import WholePath
 
 from edgekit.errors import LoadError
+from edgekit.export.calibration import Histograms
 from edgekit.export.check import Check
 from edgekit.export.manifest import GOLDEN_FILE, MANIFEST_FILE, sha256_of
 from edgekit.export.onnx_fp16 import halve_onnx
@@ -142,6 +143,20 @@ def test_a_half_precision_file_that_calls_itself_int8_is_caught(bundle: Path, na
         shutil.copytree(source, target)
     vouch(bundle, name)
     assert "precision" in {check.check for check in failed(bundle) if check.subject == name}
+
+
+def test_statistics_of_the_ranges_are_kept_and_checked(bundle: Path) -> None:
+    for form in ("onnx", "tflite"):
+        statistics = Histograms.load(bundle / f"calibration.{form}.npz")
+        assert statistics.images == 96
+        assert len(statistics.names) > 50
+        low, high = statistics.ranges()[statistics.names[0]]
+        assert low < high
+    (bundle / "calibration.onnx.npz").write_bytes(b"other ranges")
+    (bundle / "calibration.tflite.npz").unlink()
+    found = {check.subject: check.detail for check in failed(bundle)}
+    assert set(found) == {"calibration.onnx.npz", "calibration.tflite.npz"}
+    assert "differs" in found["calibration.onnx.npz"]
 
 
 def test_a_missing_file_is_named(bundle: Path) -> None:

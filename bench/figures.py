@@ -46,6 +46,8 @@ _VARIABLES = {_PAGE.ink: "var(--ink)", _PAGE.line: "var(--line)", _PAGE.paper: "
 _SIZE_INCHES = (4.7, 3.1)
 """As wide as a phone, so that the text keeps its size there."""
 _MAX_POINTS = 400
+_BADGE_POINTS = 16.0
+"""Distance of two badges' centres, in points: a little more than a badge is wide."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +118,61 @@ def trade_off(points: Sequence[Point]) -> Figure:
             colour, x, y = palette.colour(point.number - 1), 1e3 * point.latency_s, 100 * point.accuracy
             arms = [[y - 100 * point.low], [100 * point.high - y]]
             axes.errorbar([x], [y], yerr=arms, color=colour, linewidth=1.0, capsize=2, alpha=0.55, zorder=2)
-            best = point in front
-            axes.plot([x], [y], "o", color=colour, markersize=13 if best else 11, zorder=3)
-            axes.annotate(
-                str(point.number),
-                (x, y),
-                color=palette.paper,
-                ha="center",
-                va="center",
-                fontsize=8,
-                weight="bold",
-                zorder=4,
-            )
+            axes.plot([x], [y], "o", color=colour, markersize=5 if point in front else 4, zorder=3)
         _log_milliseconds(axes, [1e3 * p.latency_s for p in points])
         axes.set(xlabel="median latency, ms (log)", ylabel="top-1, %")
         axes.margins(x=0.12, y=0.12)
+        _badges(axes, points, palette)
 
     return Figure("accuracy-latency", "Accuracy against latency", draw)
+
+
+def _badges(axes: Any, points: Sequence[Point], palette: Palette) -> None:
+    """Number the points: a badge on each, moved aside where badges would cover each other, a line leading back."""
+    if not points:
+        return
+    axes.autoscale_view()  # or the places below were those of other limits
+    at = axes.transData.transform([(1e3 * p.latency_s, 100 * p.accuracy) for p in points]) * 72 / axes.figure.dpi
+    box = axes.get_window_extent().get_points() * 72 / axes.figure.dpi
+    moved = spread_apart(at, _BADGE_POINTS, box[0], box[1])
+    for point, place, home in zip(points, moved, at, strict=True):
+        colour = palette.colour(point.number - 1)
+        away = float(np.hypot(*(place - home))) > 1.0
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(
+            str(point.number),
+            (1e3 * point.latency_s, 100 * point.accuracy),
+            xytext=tuple(place - home),
+            textcoords="offset points",
+            color=palette.paper,
+            ha="center",
+            va="center",
+            fontsize=8,
+            weight="bold",
+            zorder=4,
+            bbox={"boxstyle": "circle,pad=0.25", "facecolor": colour, "edgecolor": "none"},
+            arrowprops=line if away else None,
+        )
+
+
+def spread_apart(
+    places: NDArray[np.float64], distance: float, low: NDArray[np.float64], high: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Move points (N, 2) until any two are `distance` apart where there is room, within the box from low to high.
+
+    Each stays as near to its place as the others let it; points at the same place part in the order of their numbers.
+    """
+    moved = places + np.stack([np.zeros(len(places)), -1e-3 * np.arange(len(places))], axis=1)
+    for _ in range(300):
+        gaps = moved[:, None] - moved[None]
+        apart = np.hypot(gaps[..., 0], gaps[..., 1])
+        np.fill_diagonal(apart, np.inf)
+        overlap = np.maximum(0.0, distance - apart)
+        if not overlap.any():
+            break
+        push = (0.5 * overlap / np.maximum(apart, 1e-9))[..., None] * gaps
+        moved = np.clip(moved + push.sum(axis=1), low + distance / 2, high - distance / 2)
+    return moved
 
 
 def distributions(samples: Sequence[tuple[int, NDArray[np.float64]]]) -> Figure:
@@ -154,8 +194,8 @@ def distributions(samples: Sequence[tuple[int, NDArray[np.float64]]]) -> Figure:
     return Figure("latency", "Latency distributions", draw)
 
 
-def lines(name: str, title: str, series: Sequence[Series], *, x: str, y: str) -> Figure:
-    """Draw curves."""
+def lines(name: str, title: str, series: Sequence[Series], *, x: str, y: str, marks: Sequence[float] = ()) -> Figure:
+    """Draw curves; dashed lines stand at the x of `marks`."""
 
     def draw(axes: Any, palette: Palette) -> None:
         for one in series:
@@ -163,6 +203,8 @@ def lines(name: str, title: str, series: Sequence[Series], *, x: str, y: str) ->
             marker = "o" if len(one.x) == 1 else None  # a line through one point is invisible
             colour = palette.colour(one.number - 1)
             axes.plot(one.x[::step], one.y[::step], color=colour, label=one.label, linewidth=1.6, marker=marker)
+        for mark in marks:
+            axes.axvline(mark, color=palette.ink, linewidth=0.9, linestyle=(0, (3, 3)), alpha=0.6)
         axes.set(xlabel=x, ylabel=y)
         axes.margins(x=0.02)
         if x == "epoch":

@@ -35,6 +35,7 @@ class Training:
         epochs: (N,) epochs.
         columns: name -> (N,) values, NaN where there is none.
         notes: what had to be put in order.
+        phase_ends: epochs after which a new phase began (--init-from); epochs count through all phases.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Training:
     epochs: Sequence[float]
     columns: Mapping[str, Sequence[float]]
     notes: tuple[str, ...] = ()
+    phase_ends: Sequence[float] = ()
 
 
 def build_page(
@@ -133,7 +135,9 @@ def _training_section(training: Training) -> Section:
     ):
         drawn = [one for one in series if len(one.x)]
         if drawn:
-            figures.append(PageFigure(lines(f"training-{name}", title, drawn, x="epoch", y=unit)))
+            figure = lines(f"training-{name}", title, drawn, x="epoch", y=unit, marks=training.phase_ends)
+            phases = "Dashed: a new phase begins." if training.phase_ends else ""
+            figures.append(PageFigure(figure, phases))
     return Section(
         f"Training of {training.name}",
         figures=tuple(figures),

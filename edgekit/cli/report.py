@@ -101,7 +101,7 @@ def _read(inputs: Sequence[str], terminal: Terminal, *, audit: bool) -> _Found:
         if (path / MANIFEST_FILE).is_file():
             found.bundles.append(_bundle(path, terminal, audit=audit))
         elif (path / "run.json").is_file():
-            found.trainings.append(_training(path))
+            found.trainings.append(read_training(path))
         elif path.is_dir():
             raise UsageError(f"{path} is neither a run folder (no run.json) nor a bundle (no {MANIFEST_FILE})")
         else:
@@ -109,10 +109,16 @@ def _read(inputs: Sequence[str], terminal: Terminal, *, audit: bool) -> _Found:
     return found
 
 
-def _training(run: Path) -> Training:
-    """Read a run's facts and curves."""
+def read_training(run: Path) -> Training:
+    """Read a run's facts and curves, those of the phases before it included.
+
+    Raises:
+        LoadError: its facts cannot be read.
+    """
     from edgekit.bench.report import Training
     from edgekit.compress.forecast.metrics_reader import read_metrics
+    from edgekit.compress.training.history import read_history
+    from edgekit.compress.training.run_folder import RunFolder
 
     file = run / "run.json"
     try:
@@ -125,7 +131,17 @@ def _training(run: Path) -> Training:
         raise LoadError(f"{file} does not hold a mapping")
     table = read_metrics(run)
     columns = {name: values.tolist() for name, values in table.columns.items()}
-    return Training(run.resolve().name, facts, table.epochs.tolist(), columns, table.notes)
+    name = run.resolve().name
+    if not RunFolder(run).read_history():
+        return Training(name, facts, table.epochs.tolist(), columns, table.notes)
+    whole = read_history(run)  # begun with --init-from: its earlier phases stand before it
+    joined = {column: [_value(row.get(column)) for row in whole.rows] for column in columns}
+    epochs = [float(row["epoch"]) for row in whole.rows]
+    return Training(name, facts, epochs, joined, table.notes, tuple(whole.phase_ends))
+
+
+def _value(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _bundle(path: Path, terminal: Terminal, *, audit: bool) -> Bundle:

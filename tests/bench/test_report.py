@@ -9,14 +9,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from edgekit.bench.figures import Point, pareto_front, save_figures, to_svg, trade_off
+from edgekit.bench.figures import Point, pareto_front, save_figures, spread_apart, to_svg, trade_off
 from edgekit.bench.page import DARK, MAX_BYTES, Page, Section, render_page
 from edgekit.bench.report import Training, build_page
 from edgekit.bench.report_bundle import Bundle
 from edgekit.bench.results import BenchReport
+from edgekit.cli.main import run as cli
+from edgekit.cli.report import read_training
+from edgekit.compress.training.run_folder import RunFolder
 from edgekit.errors import VerificationError
 from edgekit.export.audit import audit
 from edgekit.export.manifest import read_manifest
@@ -176,3 +180,30 @@ def test_a_page_too_large_is_refused() -> None:
     page = Page("Large", "", (Section("Notes", notes=("x" * MAX_BYTES,)),))
     with pytest.raises(VerificationError, match="more than 3000000"):
         render_page(page)
+
+
+def test_numbers_of_models_alike_do_not_cover_each_other() -> None:
+    near = np.array([[50.0, 50.0], [50.0, 50.0], [51.0, 50.0], [50.0, 52.0], [99.0, 99.0], [20.0, 80.0]])
+    low, high = np.zeros(2), np.full(2, 100.0)
+    moved = spread_apart(near, 16.0, low, high)
+    gaps = np.hypot(*(moved[:, None] - moved[None]).transpose(2, 0, 1))
+    assert gaps[~np.eye(len(near), dtype=bool)].min() > 15.9
+    np.testing.assert_allclose(moved[5], near[5], atol=0.01)  # one with room stays
+    assert (moved >= 8).all() and (moved <= 92).all(), "badges stay within the axes"
+    crowd = spread_apart(np.full((200, 2), 50.0), 16.0, low, high)  # no room for all: it ends all the same
+    assert np.isfinite(crowd).all()
+
+
+def test_a_run_that_went_on_from_another_shows_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path / "second")
+    run.path.mkdir()
+    (run.path / "run.json").write_text("{}")
+    rows = [{"kind": "epoch", "epoch": epoch, "loss": 3.0 - epoch, "val_acc": 0.1 * epoch} for epoch in (1, 2)]
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.write_history([{**row, "loss": 9.0, "phase": 1} for row in rows])
+    assert cli(["report", str(run.path), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Dashed: a new phase begins." in page
+    training = read_training(run.path)
+    assert training.epochs == [1.0, 2.0, 3.0, 4.0] and training.phase_ends == (2.0,)
+    assert training.columns["loss"] == [9.0, 9.0, 2.0, 1.0]

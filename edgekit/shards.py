@@ -140,12 +140,13 @@ def _braces(pattern: str) -> Iterator[str]:
         yield from _braces(pattern[: match.start()] + name + pattern[match.end() :])
 
 
-def load_shards(source: Path) -> ShardDataset:
+def load_shards(source: Path, *, labels: bool = True) -> ShardDataset:
     """Return the data set that `source` names; counts come from the index, or where there is none from the tars.
 
     Args:
         source: a folder with index.json, one .tar, or a pattern of them. Validation shards are those that the index or
             their names (val-…, test-…) say; where the pattern names none, those beside the training shards.
+        labels: whether classes are needed; without, none are read.
 
     Raises:
         DataError: no shards, no validation shards, fewer than two classes.
@@ -170,8 +171,8 @@ def load_shards(source: Path) -> ShardDataset:
             f"--data {source}: no {side} shards with pictures. Name them train-*.tar and val-*.tar in one folder, as "
             f"`edgekit data shard` does"
         )
-    classes = _classes([index for index in indexes.values() if index is not None], seen)
-    if len(classes) < 2:
+    classes = _classes([index for index in indexes.values() if index is not None], seen) if labels else ()
+    if labels and len(classes) < 2:
         raise DataError(f"--data {source} has {len(classes)} class(es); at least two are needed, in .cls files")
     return ShardDataset(paths[0].parent, classes, train, val, broken)
 

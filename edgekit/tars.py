@@ -1,7 +1,8 @@
 """Find the pictures in a tar of samples by the WebDataset convention, without unpacking anything.
 
 Files that share their path up to the first dot of the name are one sample: `000012.jpg`, `000012.cls` (class number or
-name) and `000012.json` (with `key`, the picture's name in the data set it came from). Nothing is ever written, so a
+name), `000012.txt` (captions, one per line) and `000012.json` (with `key`, the picture's name in the data set it came
+from). Nothing is ever written, so a
 hostile path has no power; it is refused all the same, as such a tar is not what it says.
 """
 
@@ -30,6 +31,7 @@ class TarPicture:
         label: what its .cls says, or the `label` of its .json; None where there is none.
         tar: the file.
         offset, size: where its bytes are.
+        captions: the lines of its .txt, or the `caption` of its .json.
     """
 
     key: str
@@ -37,6 +39,7 @@ class TarPicture:
     tar: Path
     offset: int
     size: int
+    captions: tuple[str, ...] = ()
 
     def read(self) -> bytes:
         """Return the picture's bytes.
@@ -146,6 +149,7 @@ def _pictures(
             path,
             picture.offset_data,
             picture.size,
+            _captions(_text(tar, files.get(".txt")), note),
         )
 
 
@@ -168,6 +172,12 @@ def _note(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> dict[str, obj
     except (ValueError, RecursionError):  # somebody else's notes need not be JSON objects of ours
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _captions(text: str | None, note: dict[str, object]) -> tuple[str, ...]:
+    caption = note.get("caption")
+    said = text if text is not None else caption if isinstance(caption, str) else ""
+    return tuple(line.strip() for line in said.splitlines() if line.strip())
 
 
 def _label(note: dict[str, object]) -> str | None:

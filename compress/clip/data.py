@@ -2,55 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from edgekit.captions import CaptionedSet, CaptionSplit
+from edgekit.captions import CaptionedSet, CaptionSplit, load_captions, split_captions
+from edgekit.compress.clip.batches import StreamedPairs, without_caption
+from edgekit.compress.clip.recipe import ClipRecipe
 from edgekit.compress.clip.task import ClipData
 from edgekit.compress.pictures.decoding import decode_both
 from edgekit.compress.pictures.pixels import PixelStore
-from edgekit.errors import DataError
+from edgekit.compress.pictures.stream_val import ShardVal, decode_val, listed
+from edgekit.data import check_broken
+from edgekit.errors import DataError, UsageError
 from edgekit.listing import name_some
 from edgekit.models.tokenizer import Tokenizer
 from edgekit.preprocess import Preprocess
+from edgekit.shards import ShardDataset, is_shards, load_shards
 from edgekit.terminal import Terminal
 
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
-def check_captions(captioned: CaptionedSet, tokenizer: Tokenizer) -> list[str]:
+class Captioned(Protocol):
+    """Captioned pictures in two splits, unread so far.
+
+    Attributes:
+        train_count: training pictures.
+        notes: what the user should know of the source, a line each.
+    """
+
+    @property
+    def train_count(self) -> int: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+    def train_texts(self) -> Iterator[str]:
+        """Yield the training captions."""
+        ...
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield (picture, caption) of both splits."""
+        ...
+
+    def decode(self, how: Decoding) -> DecodedCaptions:
+        """Return what the task reads.
+
+        Raises:
+            DataError: more than the share `how.max_broken` of the pictures cannot be used.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How pictures and captions are read.
+
+    Attributes:
+        recipe: decides the batches.
+        contract: the image tower's preprocessing.
+        tokenizer: makes the ids of streamed captions.
+        scratch: folder for memory maps, where they are needed.
+        terminal: shows progress, and a warning of each picture that is left out.
+        max_broken: share of unreadable pictures that is tolerated.
+    """
+
+    recipe: ClipRecipe
+    contract: Preprocess
+    tokenizer: Tokenizer
+    scratch: Path
+    terminal: Terminal
+    max_broken: float
+
+
+def load_captioned(source: Path, pictures: Path | None, val_fraction: float | None, seed: int) -> Captioned:
+    """Find the captioned pictures of a CSV, a folder or tar shards.
+
+    Raises:
+        DataError: no such data, or no way to split them.
+        UsageError: shards are to be split, or given a folder of pictures.
+    """
+    if not is_shards(source):
+        captioned = load_captions(source, pictures)
+        return FileCaptions(captioned, split_captions(captioned, val_fraction, seed))
+    if val_fraction is not None:
+        raise UsageError(f"--val-fraction {val_fraction}: shards are split already; leave it out")
+    if pictures is not None:
+        raise UsageError(f"--pictures {pictures}: shards hold their pictures; leave it out")
+    return ShardCaptions(load_shards(source, labels=False))
+
+
+def check_captions(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> list[str]:
     """Return what the user should know of captions that the tokenizer does not take whole, a line each.
+
+    Args:
+        pairs: (picture, caption).
+        tokenizer: of the text tower.
 
     Raises:
         DataError: nothing is left of a caption: the tokenizer knows none of its characters.
     """
     room = tokenizer.context_length - 2  # start and end mark
-    lengths = [(key, caption, len(tokenizer.encode(caption))) for key, caption in _pairs(captioned)]
-    silent = [f"{caption!r} of {key}" for key, caption, length in lengths if length == 0]
+    count, long, longest = 0, 0, (0, "")
+    silent, broken = [], set()
+    for key, caption in pairs:
+        length, count = len(tokenizer.encode(caption)), count + 1
+        if length == 0:
+            silent.append(f"{caption!r} of {key}")
+        if length > room:
+            long, longest = long + 1, max(longest, (length, key))
+        if _REPLACED in caption:
+            broken.add(key)
     if silent:
         raise DataError(
             f"{len(silent)} captions hold nothing that the tokenizer knows: {name_some(silent, 3)}. Remove them, or "
             "take --tokenizer bpe, which knows every character"
         )
     notes = []
-    if long := [(length, key) for key, _, length in lengths if length > room]:
-        length, key = max(long)
+    if long:
         notes.append(
-            f"{len(long)} of {len(lengths)} captions are longer than the {tokenizer.context_length} tokens that the "
-            f"text tower reads (marks included) and are cut; the longest has {length + 2} ({key})"
+            f"{long} of {count} captions are longer than the {tokenizer.context_length} tokens that the text tower "
+            f"reads (marks included) and are cut; the longest has {longest[0] + 2} ({longest[1]})"
         )
-    if broken := [key for key, caption, _ in lengths if _REPLACED in caption]:
+    if broken:
         notes.append(
-            f"{len(broken)} captions hold U+FFFD, the trace of a wrong decoding: {name_some(sorted(set(broken)), 3)}"
+            f"captions of {len(broken)} pictures hold U+FFFD, the trace of a wrong decoding: "
+            f"{name_some(sorted(broken), 3)}"
         )
     return notes
-
-
-def _pairs(captioned: CaptionedSet) -> Iterator[tuple[str, str]]:
-    for sample, captions in zip(captioned.samples, captioned.captions, strict=True):
-        yield from ((sample.key, caption) for caption in captions)
 
 
 @dataclass(frozen=True)
@@ -66,27 +147,106 @@ class DecodedCaptions:
     facts: dict[str, Any]
 
 
-def decode_captioned(
-    split: CaptionSplit, contract: Preprocess, scratch: Path, terminal: Terminal, *, max_broken: float
-) -> DecodedCaptions:
-    """Decode the pictures of both sides; those that cannot be read are left out with a warning.
+@dataclass(frozen=True)
+class FileCaptions:
+    """Captioned picture files: decoded once, as there are not so many."""
 
-    Raises:
-        DataError: more than the share `max_broken` of them is broken.
-    """
-    sides = split.train.samples, split.val.samples
-    train, val = decode_both(sides, contract, scratch, terminal, max_broken=max_broken)
-    captions, val_captions = _of(split.train, train), _of(split.val, val)
-    facts = {
-        "fingerprint": split.fingerprint(),
-        "classes": [],
-        "train": len(train.samples),
-        "labelled": sum(map(len, captions)),
-        "val": len(val.samples),
-        "val_captions": sum(map(len, val_captions)),
-        "broken": sorted({*train.broken, *val.broken}),
-    }
-    return DecodedCaptions(ClipData(train, captions, val, val_captions=val_captions), facts)
+    captioned: CaptionedSet
+    split: CaptionSplit
+
+    @property
+    def train_count(self) -> int:
+        """Training pictures."""
+        return len(self.split.train.samples)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know of the source."""
+        return self.captioned.notes
+
+    def train_texts(self) -> Iterator[str]:
+        """Yield the training captions."""
+        yield from self.split.train.texts()
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield (picture, caption) of both splits."""
+        for sample, captions in zip(self.captioned.samples, self.captioned.captions, strict=True):
+            yield from ((sample.key, caption) for caption in captions)
+
+    def decode(self, how: Decoding) -> DecodedCaptions:
+        """Decode the pictures of both splits; those that cannot be read are left out with a warning."""
+        sides = self.split.train.samples, self.split.val.samples
+        train, val = decode_both(sides, how.contract, how.scratch, how.terminal, max_broken=how.max_broken)
+        captions, val_captions = _of(self.split.train, train), _of(self.split.val, val)
+        facts = {
+            "fingerprint": self.split.fingerprint(),
+            "classes": [],
+            "train": len(train.samples),
+            "labelled": sum(map(len, captions)),
+            "val": len(val.samples),
+            "val_captions": sum(map(len, val_captions)),
+            "broken": sorted({*train.broken, *val.broken}),
+        }
+        return DecodedCaptions(ClipData(train, captions, val, val_captions=val_captions), facts)
+
+
+@dataclass(frozen=True)
+class ShardCaptions:
+    """Captioned pictures in tar shards: those of validation are decoded, the others streamed."""
+
+    dataset: ShardDataset
+    notes: Sequence[str] = ()
+
+    @property
+    def train_count(self) -> int:
+        """Training pictures."""
+        return len(self.dataset.train)
+
+    def train_texts(self) -> Iterator[str]:
+        """Yield the training captions, one tar listed after the other."""
+        for picture in listed(self.dataset.train):
+            yield from picture.captions
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield (picture, caption) of both splits."""
+        for split in (self.dataset.train, self.dataset.val):
+            for picture in listed(split):
+                yield from ((picture.key, caption) for caption in picture.captions)
+
+    def decode(self, how: Decoding) -> DecodedCaptions:
+        """Decode the validation pictures, and count the captions of the others."""
+        mute = {
+            picture.key: f"{picture.tar}:{picture.key} {reason}"
+            for split in (self.dataset.train, self.dataset.val)
+            for picture in listed(split)
+            if (reason := without_caption(picture)) is not None
+        }
+        total = self.train_count + len(self.dataset.val)
+        if len(mute) == total:
+            raise DataError(
+                f"{self.dataset.root}: no picture in the shards has a caption; each needs a .txt of its name"
+            )
+        check_broken({**self.dataset.broken, **mute}, total, how.max_broken)
+        decoded = decode_val(self.dataset, how.contract, how.scratch, how.terminal, max_broken=how.max_broken)
+        store = _captioned(decoded)
+        captions = tuple(decoded.pictures[sample.path].captions for sample in store.samples)
+        batches = StreamedPairs(self.dataset, how.tokenizer, how.recipe, how.contract, max_broken=how.max_broken)
+        facts = {
+            **decoded.facts,
+            "labelled": sum(1 for _ in self.train_texts()),
+            "val": len(store.samples),
+            "val_captions": sum(map(len, captions)),
+            "broken": sorted({*decoded.facts["broken"], *mute}),
+        }
+        return DecodedCaptions(ClipData(batches, (), store, val_captions=captions), facts)
+
+
+def _captioned(val: ShardVal) -> PixelStore:
+    """Return the validation pictures that have captions."""
+    store = val.store
+    rows = [row for row, sample in enumerate(store.samples) if val.pictures[sample.path].captions]
+    samples = tuple(store.samples[row] for row in rows)
+    return PixelStore(samples, store.pixels[rows], store.aspects[rows], store.broken)
 
 
 def _of(side: CaptionedSet, store: PixelStore) -> tuple[tuple[str, ...], ...]:

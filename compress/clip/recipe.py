@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,10 @@ class ClipRecipe(BaseModel):
     select: Literal["mean_r1", "val_loss"] = "mean_r1"
     augment: AugmentConfig = AugmentConfig()
     fit: FitConfig = FitConfig()
+
+    def train_size(self, epoch: int, full: int) -> int:
+        """Return the side in pixels of the pictures of a 1-based epoch: always that of the tower's input, `full`."""
+        return full
 
 
 CLIP_DEMO = ClipRecipe(
@@ -187,7 +191,7 @@ def _of_open_clip(arch: str) -> ClipRecipe:
     )
 
 
-def build_tokenizer(recipe: ClipRecipe, texts: Sequence[str]) -> Tokenizer:
+def build_tokenizer(recipe: ClipRecipe, texts: Iterable[str]) -> Tokenizer:
     """Return the recipe's tokenizer, whose vocabulary may be trimmed to `texts`.
 
     Raises:
@@ -199,7 +203,7 @@ def build_tokenizer(recipe: ClipRecipe, texts: Sequence[str]) -> Tokenizer:
     return full.trimmed(texts) if recipe.trim_vocabulary else BpeTokenizer(full.merges, recipe.context_length)
 
 
-def build_clip(recipe: ClipRecipe, texts: Sequence[str]) -> tuple[Clip, Tokenizer]:
+def build_clip(recipe: ClipRecipe, texts: Iterable[str]) -> tuple[Clip, Tokenizer]:
     """Return an untrained CLIP and its tokenizer, whose vocabulary may be trimmed to `texts`.
 
     Weights depend on `recipe.fit.seed` alone.

@@ -9,24 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgekit.compress.clip.batches import ClipBatch, Pairs, StoredPairs
 from edgekit.compress.clip.contrastive import CONTRASTIVE_LOSSES
 from edgekit.compress.clip.evaluation import (
     embed_pixels,
     embed_texts,
     prompt_weights,
     retrieval_values,
-    unpadded,
     validation_loss,
     zeroshot_accuracy,
 )
 from edgekit.compress.clip.gradcache import in_chunks, refuse_batch_norm
 from edgekit.compress.clip.recipe import CLIP_DEMO, CLIP_RECIPES, ClipRecipe, build_clip
-from edgekit.compress.pictures.fresh_views import FreshViews
 from edgekit.compress.pictures.pixels import PixelStore
-from edgekit.compress.training.randomness import uniforms
 from edgekit.models.clip import CLIP_FILE, Clip, ClipOutput, save_clip
 from edgekit.models.prompts import TEMPLATES
 from edgekit.models.tokenizer import Tokenizer
@@ -39,28 +36,20 @@ class ClipData:
     """Everything that the task reads, decoded and ready.
 
     Attributes:
-        train: squeezed training pictures.
-        captions: those of each training picture, in its order.
+        train: squeezed training pictures, or batches that come from elsewhere.
+        captions: those of each training picture, in its order; none with batches.
         val: evaluation pictures through the image tower's contract: with captions, or labelled.
         classes: class names of labelled evaluation pictures.
         templates: prompts of the zero-shot classifier.
         val_captions: captions of each evaluation picture; then retrieval is what is evaluated.
     """
 
-    train: PixelStore
+    train: PixelStore | Pairs
     captions: tuple[tuple[str, ...], ...]
     val: PixelStore
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = TEMPLATES
     val_captions: tuple[tuple[str, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """Images (B, 3, H, W) in [0, 1] and the ids (B, L) of one caption each."""
-
-    images: Tensor
-    tokens: Tensor
 
 
 class ClipTask:
@@ -74,27 +63,21 @@ class ClipTask:
         self.metric = _metric(recipe, data)
         if 0 < recipe.chunk_size < recipe.fit.batch_size:
             refuse_batch_norm(clip, recipe.vision)
-        self._pictures = FreshViews(data.train, recipe.augment, clip.spec.preprocess, recipe.fit)
-        self._counts = np.array([len(captions) for captions in data.captions])
-        self._first = np.concatenate([[0], np.cumsum(self._counts)])
-        self._tokens = tokenizer([caption for captions in data.captions for caption in captions])
+        train = data.train
+        if isinstance(train, PixelStore):
+            train = StoredPairs(train, data.captions, tokenizer, recipe, clip.spec.preprocess)
+        self._pairs: Pairs = train
         self._val_texts = [caption for captions in data.val_captions for caption in captions]
         self._val_owner = np.repeat(np.arange(len(data.val_captions)), [len(c) for c in data.val_captions])
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches per epoch."""
-        return self._pictures.steps_per_epoch
+        return self._pairs.steps_per_epoch
 
     def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[ClipBatch]:
         """Yield the batches of a 1-based epoch from `start` on, a function of (seed, epoch); a caption per picture."""
-        chosen = uniforms(self.recipe.fit.seed, "caption", epoch, self._pictures.ids, 1)[:, 0]
-        caption = self._first[:-1] + (chosen * self._counts).astype(np.int64)
-        for rows in self._pictures.steps(epoch)[start:]:
-            yield ClipBatch(self._pictures.render(rows, epoch, device), self._texts(caption[rows], device))
-
-    def _texts(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        return torch.from_numpy(unpadded(self._tokens[rows])).to(device)
+        return self._pairs.batches(epoch, device, start)
 
     def batch_length(self, batch: ClipBatch) -> int:
         """Return the number of pairs in a batch."""

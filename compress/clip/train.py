@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from edgekit.captions import load_captions, split_captions
-from edgekit.compress.clip.data import DecodedCaptions, check_captions, decode_captioned
+from edgekit.compress.clip.data import DecodedCaptions, Decoding, check_captions, load_captioned
 from edgekit.compress.clip.recipe import ClipRecipe, build_clip, clip_spec
 from edgekit.compress.clip.task import ClipTask
 from edgekit.compress.guard.plan_ahead import refuse_restarts
@@ -38,7 +37,7 @@ class TrainClipConfig:
     """What CLIP to train on what.
 
     Attributes:
-        data: captions CSV or folder (`edgekit.captions`).
+        data: captions CSV or folder (`edgekit.captions`), or tar shards with captions.
         output: the run folder.
         recipe: towers, tokenizer, loss, optimisation.
         pictures: folder that the CSV's image paths are relative to.
@@ -97,15 +96,15 @@ def train_clip(
     refuse_several("train clip")  # its loss compares all pairs of a batch
     run, recipe = RunFolder(config.output), config.recipe
     start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=allow_change)
-    captioned = load_captions(config.data, config.pictures)
-    split = split_captions(captioned, config.val_fraction, recipe.fit.seed)
+    captioned = load_captioned(config.data, config.pictures, config.val_fraction, recipe.fit.seed)
     if not start.resume:
-        refuse_restarts(recipe.fit, steps_per_epoch(len(split.train.samples), recipe.fit.batch_size))
-    clip, tokenizer = _build(config, split.train.texts())
-    for note in (*captioned.notes, *check_captions(captioned, tokenizer)):
+        refuse_restarts(recipe.fit, steps_per_epoch(captioned.train_count, recipe.fit.batch_size))
+    clip, tokenizer = _build(config, captioned.train_texts())
+    for note in (*captioned.notes, *check_captions(captioned.pairs(), tokenizer)):
         terminal.warn(note)
-    contract = clip.spec.preprocess
-    decoded = decode_captioned(split, contract, config.output.parent, terminal, max_broken=config.max_broken)
+    scratch = config.output.parent
+    how = Decoding(recipe, clip.spec.preprocess, tokenizer, scratch, terminal, config.max_broken)
+    decoded = captioned.decode(how)
     with locked(run.path):
         if start.resume:
             go_on(run, config.to_dict(), decoded.facts, start.changes, terminal)
@@ -118,7 +117,7 @@ def train_clip(
         return result
 
 
-def _build(config: TrainClipConfig, texts: list[str]) -> tuple[Clip, Tokenizer]:
+def _build(config: TrainClipConfig, texts: Iterable[str]) -> tuple[Clip, Tokenizer]:
     """Return the CLIP to train: a new one, or that of the earlier phase."""
     recipe = config.recipe
     if config.init_from is None:

@@ -72,7 +72,9 @@ def decode_val(
     return ShardVal(store, pictures, _facts(dataset, store, broken))
 
 
-def _label(dataset: ShardDataset, picture: TarPicture) -> int:
+def _label(dataset: ShardDataset, picture: TarPicture) -> int | None:
+    if not dataset.classes:
+        return None
     label = dataset.label_of(picture.label)
     if label is None:
         raise DataError(f"{picture.tar}: the validation picture {picture.key} has no label (.cls)")

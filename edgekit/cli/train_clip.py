@@ -26,7 +26,8 @@ _RECIPE = ("image_size", "vision", "loss", "chunk_size", "checkpoint_blocks", "f
     "--data",
     type=EXISTING,
     required=True,
-    help="CSV (image,caption[,split]), a folder with captions.csv, or one with a text file beside each picture.",
+    help="CSV (image,caption[,split]), a folder with captions.csv, one with a text file beside each picture, or tar "
+    "shards with a .txt beside each picture.",
 )
 @click.option("--pictures", type=EXISTING, help="Folder of the CSV's pictures.  [default: the CSV's own, or images/]")
 @click.option(

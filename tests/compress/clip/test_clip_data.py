@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from edgekit.captions import CaptionedSet
 from edgekit.compress.clip.data import check_captions
-from edgekit.data import Sample
 from edgekit.errors import DataError
 from edgekit.models.tokenizer import CharacterTokenizer, clip_tokenizer
 
 
-def captioned(*captions: str) -> CaptionedSet:
-    samples = tuple(Sample(f"{at}.png", Path(f"{at}.png"), None) for at in range(len(captions)))
-    return CaptionedSet(samples, tuple((caption,) for caption in captions))
+def captioned(*captions: str) -> list[tuple[str, str]]:
+    return [(f"{at}.png", caption) for at, caption in enumerate(captions)]
 
 
 def test_over_long_captions_are_counted_and_the_longest_is_named() -> None:
@@ -33,7 +28,7 @@ def test_odd_unicode_is_taken_byte_by_byte() -> None:
 
 def test_the_trace_of_a_wrong_decoding_is_pointed_out() -> None:
     (note,) = check_captions(captioned("caf\ufffd", "x"), clip_tokenizer())
-    assert note == "1 captions hold U+FFFD, the trace of a wrong decoding: 0.png"
+    assert note == "captions of 1 pictures hold U+FFFD, the trace of a wrong decoding: 0.png"
 
 
 @pytest.mark.parametrize("caption", ["一只狗", "12 + 34", "🐕"])

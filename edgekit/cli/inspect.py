@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgekit.cli.inspect_report import bundle_row, report_lines
+from edgekit.cli.inspect_report import bundle_row, report_lines, roofline_lines
 from edgekit.cli.options import EXISTING, make_terminal, talk_options
 from edgekit.errors import EXIT_LOAD, EXIT_NEGATIVE, EXIT_OK, EdgekitError, LoadError, MissingExtraError, UsageError
 from edgekit.export.audit import audit_contained, audit_runtime_contained, precision_reasons
@@ -23,21 +23,36 @@ from edgekit.terminal import Terminal, print_json
 @click.command()
 @click.argument("path", metavar="FILE|BUNDLE", type=EXISTING)
 @click.option("--png", type=EXISTING, metavar="FILE", help="Draw the precision of each layer into this picture.")
+@click.option(
+    "--roofline",
+    is_flag=True,
+    help="Time an .onnx or .tflite file beside large products of its runtime: how far is the limit, where is the rest?",
+)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="For --roofline.")
 @talk_options
-def inspect(path: Path, png: Path | None, as_json: bool, verbose: bool, quiet: bool) -> int:
+def inspect(path: Path, **options: Any) -> int:
     """Show what an .onnx, .tflite or .mlpackage really is: inputs, weights and operations by dtype, what runs.
 
     Files of any origin; they are opened in a child process. Exit code 1 when a file of a bundle is not what its
     manifest claims, 3 when a file or its runtime fails.
     """
-    terminal = make_terminal(quiet, verbose)
+    terminal = make_terminal(options["quiet"], options["verbose"])
+    extras = _Extras(options["png"], options["threads"] if options["roofline"] else None)
     if not path.exists():
         raise LoadError(f"{path} is not there; give an .onnx, .tflite or .mlpackage, or a bundle")
     if not (path / MANIFEST_FILE).is_file():
-        return _inspect_file(path, png, terminal, as_json)
-    if png is not None:
-        raise UsageError(f"--png draws one file; give one of those in {path}")
-    return _inspect_bundle(path, terminal, as_json)
+        return _inspect_file(path, extras, terminal, options["as_json"])
+    if extras != _Extras():
+        raise UsageError(f"--png and --roofline are for one file; give one of those in {path}")
+    return _inspect_bundle(path, terminal, options["as_json"])
+
+
+@dataclass(frozen=True)
+class _Extras:
+    """What is asked for of one file besides its audit: a picture, and the roofline with so many threads."""
+
+    png: Path | None = None
+    roofline_threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,18 +99,26 @@ class _Look:
         }
 
 
-def _inspect_file(path: Path, png: Path | None, terminal: Terminal, as_json: bool) -> int:
+def _inspect_file(path: Path, extras: _Extras, terminal: Terminal, as_json: bool) -> int:
     look = _Look.at(path, _claim(path))
     for line in report_lines(look.found, look.runtime, verbose=terminal.verbosity > 0):
         terminal.say(line)
     _warn(terminal, path, look)
-    if png is not None:
+    values = look.to_dict()
+    if extras.png is not None:
         from edgekit.export.audit_picture import draw_precision
 
-        draw_precision(look.found, png)
-        terminal.say(f"picture     {png}")
+        draw_precision(look.found, extras.png)
+        terminal.say(f"picture     {extras.png}")
+    if extras.roofline_threads is not None:
+        from edgekit.export.roofline import roofline_contained
+
+        measured = roofline_contained(path, extras.roofline_threads)
+        for line in roofline_lines(measured):
+            terminal.say(line)
+        values["roofline"] = measured.to_dict()
     if as_json:
-        print_json("inspect", look.to_dict())
+        print_json("inspect", values)
     return look.exit_code
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from edgekit.export.audit_record import DYNAMIC, INT8, Audit, Port, RuntimeAudit
 from edgekit.export.manifest import FileRecord
+from edgekit.export.roofline import SIDE, Roofline
 from edgekit.printable import printable
 from edgekit.terminal import human_bytes, human_count
 
@@ -48,6 +49,23 @@ def report_lines(found: Audit, runtime: RuntimeAudit | None, *, verbose: bool) -
         yield f"counted     {found.counted}"
         if runtime is not None and runtime.kernels:
             yield printable(f"kernels     {_counts(_by_number(runtime.kernels))}")
+
+
+def roofline_lines(measured: Roofline) -> Iterator[str]:
+    """Yield what the limit is, what is reached of it, and where the time goes."""
+    threads = f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
+    peaks = ", ".join(f"{human_count(round(peak))} {dtype}" for dtype, peak in measured.peaks.items())
+    yield f"roof        {peaks} MACs/s: products of {SIDE} × {SIDE} × {SIDE} in {measured.runtime}, {threads}"
+    work = ", ".join(f"{human_count(count)} {dtype}" for dtype, count in measured.macs.items() if count)
+    yield f"limit       {1e3 * measured.roof_s:.3g} ms, if its {work or 'no'} MACs ran like those"
+    yield f"measured    {1e3 * measured.measured_s:.3g} ms: {100 * measured.reached:.0f} % of the roof"
+    total = sum(kernel.time_s for kernel in measured.kernels)
+    shown = [
+        f"{kernel.count} {kernel.operator} {100 * kernel.time_s / total:.0f} %"
+        for kernel in measured.kernels[:_SHOWN_KINDS]
+        if kernel.time_s > 0.005 * total
+    ]
+    yield printable(f"time        {', '.join(shown) or 'LiteRT tells no times of operations'}", 4000)
 
 
 def bundle_row(record: FileRecord, found: Audit, runtime: RuntimeAudit | None) -> tuple[str, ...]:

@@ -69,6 +69,27 @@ def test_json_alone_is_on_standard_output(files: Artifacts, capsys: Captured, na
     assert found["file"]["precision"] == {"palette": "sub-8-bit"}.get(name.split()[1], name.split()[1])
 
 
+@pytest.mark.parametrize("name", ["onnx fp32", "onnx int8", "tflite fp32", "tflite int8"])
+def test_the_roofline_says_how_far_the_limit_is(files: Artifacts, capsys: Captured, name: str) -> None:
+    code, out, err = inspected(capsys, files[name], "--roofline", "--json")
+    assert code == 0
+    found = json.loads(out)["roofline"]
+    assert found["peaks"]["int8"] > 0.8 * found["peaks"]["fp32"] > 1e9  # twice and more where there are instructions
+    assert (found["macs"]["int8"] > found["macs"]["fp32"]) == ("int8" in name)
+    assert 0 < found["reached"] < 1
+    assert found["roof_s"] == pytest.approx(found["reached"] * found["measured_s"])
+    assert "% of the roof" in err
+    times = [kernel["time_s"] for kernel in found["kernels"]]
+    assert times == sorted(times, reverse=True)
+    assert bool(times) == name.startswith("onnx")
+
+
+def test_the_roofline_is_for_one_file_that_is_timed_here(files: Artifacts, capsys: Captured, tmp_path: Path) -> None:
+    code, _, err = inspected(capsys, files["coreml fp32"], "--roofline")
+    assert code == 2
+    assert "onnx and tflite" in err
+
+
 def test_the_picture_is_written_where_it_was_asked_for(files: Artifacts, capsys: Captured, tmp_path: Path) -> None:
     code, _, err = inspected(capsys, files["tflite int8"], "--png", tmp_path / "new" / "p.png")
     assert code == 0 and (tmp_path / "new" / "p.png").read_bytes()[:4] == b"\x89PNG" and "p.png" in err

@@ -82,8 +82,9 @@ def compress(
     with locked(run.path):
         _open(run, config, prepared, changed, start, before, terminal)
         task = recover_task(config, changed, prepared)
-        reference = task.evaluate(student, pick_device(training.recipe.fit))
-        started = task.evaluate(changed.model.eval(), pick_device(training.recipe.fit))
+        with torch.no_grad():
+            reference = task.evaluate(student, pick_device(training.recipe.fit))
+            started = task.evaluate(changed.model.eval(), pick_device(training.recipe.fit))
         terminal.say(f"before   {percent(reference['val_acc'])} val accuracy; changed, untrained: {_told(started)}")
         result = fit(task, training.recipe.fit, run, display=TrainingDisplay(terminal), resume=start.resume)
         return _summarise(run, result, {"before": dict(reference), "untrained": dict(started)}, terminal)

@@ -18,6 +18,7 @@ SIZE = 64
 
 def student(arch: str = "mobilevit_xxs", size: int = SIZE, seed: int = 0) -> Student:
     """Return a student in eval mode with random norm statistics, affines and biases."""
+    torch.manual_seed(seed)
     made = Student(StudentSpec(arch, 32, ("cat", "dog", "fish", "owl"), student_preprocess(arch, size)))
     made.backbone = randomised(arch, 0, seed).requires_grad_(True)
     torch.manual_seed(seed)

@@ -1,0 +1,167 @@
+"""`edgekit compress` from end to end on small real pictures: a run folder like any other, resumed bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from edgekit.cli.main import run
+from edgekit.compress.pictures.source import Batch
+from edgekit.compress.slim.task import RecoverTask
+from edgekit.models.checkpoint import load_student
+from tests.cli.commands_for_tests import ALONE, draw_colours
+
+Capture = pytest.CaptureFixture[str]
+STUDENT = ("--student", "mobilevit_xxs", "--image-size", "32", "--batch-size", "8", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run folder of a student that learned for an epoch, beside its data."""
+    folder = tmp_path_factory.mktemp("compress")
+    data = draw_colours(folder / "data", train=14, val=6)
+    out = folder / "student"
+    assert run(["distill", "--data", str(data), *STUDENT, *ALONE, "--epochs", "1", "-o", str(out), "-q"]) == 0
+    return out
+
+
+def compress(capsys: Capture, *args: object) -> dict[str, Any]:
+    """Run to a good end; return what `--json` prints."""
+    code = run(["compress", *map(str, args), "--device", "cpu", "--json", "-q"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    result: dict[str, Any] = json.loads(captured.out, parse_constant=pytest.fail)
+    return result
+
+
+def refused(capsys: Capture, code: int, *args: object) -> str:
+    """Run to the expected refusal; return its one line."""
+    capsys.readouterr()
+    assert run(["compress", *map(str, args)]) == code
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "Traceback" not in error
+    return error
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return load_student(path).state_dict()
+
+
+def test_qat_leaves_a_run_that_is_exported(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "qat"
+    result = compress(capsys, distilled, "--qat", "--epochs", 1, "--calibration-images", 12, "-o", out)
+    done = result["compress"]["qat"]
+    assert done["runtime"] == "tflite" and len(done["calibration"]) == 12
+    assert len(done["ranges"]) > 100 and all(low <= 0 <= high for low, high in done["ranges"].values())
+    assert result["summary"]["before"]["self_agreement"] == 1.0
+    settings = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    assert settings["compress"]["guide"] == "self" and settings["recipe"]["fit"]["optimizer"] == "adamw"
+    before, after = load_student(distilled), load_student(out)
+    assert before.spec == after.spec
+    assert before.state_dict().keys() == after.state_dict().keys()
+    assert not torch.equal(before.projection.weight, after.projection.weight)
+    bundle = tmp_path / "bundle"
+    code = run(
+        ["export", str(out), "--format", "onnx", "--precision", "fp32,int8", "-o", str(bundle), "-q"]
+    )
+    assert code in (0, 1), capsys.readouterr().err  # a net of one epoch may fail the gate of agreement
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["files"][0]["parity"]["agreement"]["value"] == 1.0
+
+
+def test_prune_leaves_a_smaller_student(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "pruned"
+    result = compress(capsys, distilled, "--prune", 0.3, "--guide", "self", "--epochs", 1, "-o", out)
+    before, after = result["compress"]["prune"]["macs"]
+    assert after < 0.85 * before
+    assert result["student"]["macs"] == after
+    assert dict(load_student(out).spec.widths) == result["compress"]["prune"]["widths"]
+    again = compress(
+        capsys, out, "--qat", "--runtime", "onnx", "--epochs", 1, "--calibration-images", 8, "-o", tmp_path / "both"
+    )
+    assert load_student(tmp_path / "both").spec == load_student(out).spec
+    assert again["student"]["parameters"] == result["student"]["parameters"]
+
+
+class Stopped(BaseException):
+    """What ends a process without asking."""
+
+
+def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
+    distilled: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (distilled, "--qat", "--epochs", 2, "--calibration-images", 8, "--checkpoint-every", 2)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    compress(capsys, *given, "-o", whole)
+    loss, steps = RecoverTask.loss, 0
+
+    def failing(self: RecoverTask, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise Stopped
+        return loss(self, model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoverTask, "loss", failing)
+        with pytest.raises(Stopped):
+            compress(capsys, *given, "-o", cut)
+    compress(capsys, *given, "--resume", "-o", cut)
+    first, second = weights(whole), weights(cut)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    told = refused(capsys, 2, *given, "--lr", "0.5", "--resume", "-o", cut)
+    assert "lr" in told
+
+
+def test_the_float_student_is_what_is_aimed_at(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
+    """With a rate of nearly nothing the weights that come back are those that went in, but for the folding."""
+    out = tmp_path / "still"
+    compress(capsys, distilled, "--qat", "--epochs", 1, "--lr", 1e-12, "--calibration-images", 8, "-o", out)
+    before, after = load_student(distilled), load_student(out)
+    images = torch.from_numpy(np.random.default_rng(0).random((4, 3, 32, 32), np.float32))
+    with torch.no_grad():
+        torch.testing.assert_close(after(images).logits, before(images).logits, rtol=0, atol=1e-4)
+
+
+def test_what_cannot_be_compressed_is_refused(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = ("-o", tmp_path / "out")
+    assert "--qat trains for 8 bits" in refused(capsys, 2, distilled, *out)
+    assert "one at a time" in refused(capsys, 2, distilled, "--qat", "--prune", "0.3", *out)
+    for share in ("0", "1", "-0.5", "7"):
+        assert "more than 0 and less than 1" in refused(capsys, 2, distilled, "--prune", share, *out)
+    assert "more than this student can lose" in refused(capsys, 2, distilled, "--prune", "0.99", *out, "-q")
+    assert "did you mean 'tflite'?" in refused(capsys, 2, distilled, "--qat", "--runtime", "tflight", *out)
+    assert "did you mean 'teacher'?" in refused(capsys, 2, distilled, "--qat", "--guide", "teach", *out)
+    assert "epochs" in refused(capsys, 2, distilled, "--qat", "--epochs", "0", *out)
+    checkpoint = distilled / "student.safetensors"
+    assert "give the run folder of an `edgekit distill`" in refused(capsys, 2, checkpoint, "--qat", *out)
+    assert "does not say what it was trained on" in refused(capsys, 2, tmp_path, "--qat", *out)
+    assert "is the run itself" in refused(capsys, 2, distilled, "--qat", "-o", distilled)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_data_are_gone_says_so(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(distilled, moved)
+    settings = yaml.safe_load((moved / "config.yaml").read_text(encoding="utf-8"))
+    settings["data"] = str(tmp_path / "nowhere")
+    (moved / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    told = refused(capsys, 2, moved, "--qat", "-o", tmp_path / "out")
+    assert "is not at" in told and "pass --data DIR" in told
+    (moved / "student.safetensors").unlink()
+    assert "holds no student" in refused(capsys, 3, moved, "--qat", "--data", distilled.parent / "data")
+
+
+def test_other_classes_are_refused(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
+    other = draw_colours(tmp_path / "two", train=14, val=6, classes=2)
+    told = refused(capsys, 3, distilled, "--qat", "--data", other, "-o", tmp_path / "out", "-q")
+    assert "knows 3 classes, the data 2" in told

@@ -14,7 +14,17 @@ from typing import Any
 from edgekit.bench.results import Kind
 from edgekit.bench.worker import Opening
 from edgekit.errors import EdgekitError, LoadError, UsageError
-from edgekit.export.manifest import GOLDEN_FILE, MANIFEST_FILE, FileRecord, Manifest, read_manifest, resolve, sha256_of
+from edgekit.export.clip_bundle import TOWERS, is_clip_bundle
+from edgekit.export.manifest import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    FileRecord,
+    Manifest,
+    TextManifest,
+    read_any_manifest,
+    resolve,
+    sha256_of,
+)
 from edgekit.export.parity import Precision
 from edgekit.export.runtimes import CAN_BE_TIMED, DEFAULT_RUNTIME, Format, format_of, size_bytes
 from edgekit.models.teacher_record import read_record
@@ -50,6 +60,7 @@ class Candidate:
         outputs: names of what it gives, as its manifest tells.
         classes: which class each of its scores is, as its manifest tells.
         accelerator: what runs it, where that can be chosen, e.g. "webgpu"; "" takes the runtime's usual.
+        note: what a reader of its row must know.
         problem: why it is not even opened.
     """
 
@@ -71,6 +82,7 @@ class Candidate:
     outputs: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     accelerator: str = ""
+    note: str = ""
     problem: str | None = None
 
 
@@ -87,7 +99,7 @@ class Given:
 
     path: Path
     record: FileRecord | None = None
-    manifest: Manifest | None = field(default=None, repr=False)
+    manifest: Manifest | TextManifest | None = field(default=None, repr=False)
     problem: str | None = None
 
 
@@ -101,6 +113,9 @@ def given_artifacts(paths: Sequence[Path]) -> list[Given]:
     for path in paths:
         if (path / MANIFEST_FILE).is_file():
             found += _of_bundle(path)
+        elif is_clip_bundle(path):
+            for tower in TOWERS:
+                found += _of_bundle(path / tower)
         elif path.is_dir() and path.suffix != ".mlpackage":
             raise UsageError(f"{path} is a folder without {MANIFEST_FILE}; give artifacts, or bundles made by export")
         else:
@@ -110,13 +125,13 @@ def given_artifacts(paths: Sequence[Path]) -> list[Given]:
 
 def _of_bundle(bundle: Path) -> list[Given]:
     try:
-        manifest = read_manifest(bundle)
+        manifest = read_any_manifest(bundle)
     except LoadError as e:
         return [Given(bundle, problem=str(e))]
     return [_of_record(bundle, record, manifest) for record in manifest.files]
 
 
-def _of_record(bundle: Path, record: FileRecord, manifest: Manifest) -> Given:
+def _of_record(bundle: Path, record: FileRecord, manifest: Manifest | TextManifest) -> Given:
     try:
         return Given(resolve(bundle, record.path), record, manifest)
     except EdgekitError as e:
@@ -128,7 +143,7 @@ def _of_file(path: Path) -> Given:
     if not (path.parent / MANIFEST_FILE).is_file():
         return Given(path)
     try:
-        manifest = read_manifest(path.parent)
+        manifest = read_any_manifest(path.parent)
     except LoadError as e:
         return Given(path, problem=f"the manifest beside it cannot be read: {e}")
     records = [record for record in manifest.files if record.path == path.name]
@@ -165,7 +180,9 @@ def _artifact(name: str, given: Given, threads: int) -> Candidate:
     known = replace(unread, format=form, sha256=sha256, size_bytes=size)
     if given.record is not None and given.record.sha256 != sha256:
         return replace(known, problem="it is not the file that was exported: its sha256 differs from the manifest's")
-    listed = given.manifest if given.record is not None else None
+    if given.record is not None and isinstance(given.manifest, TextManifest):
+        return _of_texts(known, given.manifest, form, threads)
+    listed = given.manifest if given.record is not None and isinstance(given.manifest, Manifest) else None
     return replace(
         known,
         opening=Opening(
@@ -180,6 +197,20 @@ def _artifact(name: str, given: Given, threads: int) -> Candidate:
         claimed=given.record.precision if given.record else None,
         outputs=listed.outputs if listed else (),
         classes=listed.classes if listed else (),
+    )
+
+
+def _of_texts(known: Candidate, manifest: TextManifest, form: Format, threads: int) -> Candidate:
+    """Return a file that takes the ids of a text: it is timed, but no pictures are run through it."""
+    assert known.path is not None
+    token = 1 if manifest.input.padding == 0 else 0  # any that is not padding: a text of full length
+    arguments = (str(known.path.absolute()), threads, manifest.input.length, token)
+    return replace(
+        known,
+        opening=Opening("edgekit.bench.openers:text_artifact", arguments, _LIBRARIES[form]),
+        timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
+        scored=False,
+        note=f"takes texts: its latency is of one text of {manifest.input.length} ids",
     )
 
 

@@ -80,11 +80,13 @@ class _Child:
         return self._random(session.input_shape[0] or 1)
 
     def _random(self, batch: int) -> FloatArray:
-        """Return random pixels, which take as long as real ones."""
+        """Return random pixels, which take as long as real ones; of a file that takes no pictures its own example."""
         assert self._session is not None
         if batch not in self._pictures:
             shape = (batch, *self._session.input_shape[1:])
-            self._pictures[batch] = np.random.default_rng(0).random(shape, np.float32)
+            example = getattr(self._session, "example", None)
+            drawn = np.random.default_rng(0).random(shape, np.float32) if example is None else example(batch)
+            self._pictures[batch] = drawn
         return self._pictures[batch]
 
     def _call(self, batch: int) -> Callable[[], object]:

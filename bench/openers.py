@@ -21,6 +21,35 @@ def artifact(path: str, threads: int) -> Session:
     return open_session(Path(path), threads)
 
 
+def text_artifact(path: str, threads: int, length: int, token: int) -> Session:
+    """Open a file that takes the ids of a text; `length` and `token` make the text that it is timed with.
+
+    Raises:
+        LoadError: the runtime rejects it.
+    """
+    return _TextsAsPictures(Path(path), threads, length, token)
+
+
+class _TextsAsPictures:
+    """A text file as a Session: ids travel as floats (B, 1, 1, L), which hold whole numbers up to 2^24 exactly."""
+
+    def __init__(self, path: Path, threads: int, length: int, token: int) -> None:
+        from edgekit.export.text_session import open_text_session
+
+        self._session = open_text_session(path, threads)
+        batch, own = self._session.input_shape
+        self._token = token
+        self.input_shape = (batch, 1, 1, own or length)
+        self.info = self._session.info
+
+    def example(self, batch: int) -> FloatArray:
+        """Return texts of full length."""
+        return np.full((batch, *self.input_shape[1:]), self._token, np.float32)
+
+    def __call__(self, images: FloatArray) -> Outputs:
+        return self._session(images.reshape(len(images), -1).astype(np.int32))
+
+
 def student(run: str, threads: int) -> Session:
     """Open a run's student in eager PyTorch.
 

@@ -66,6 +66,7 @@ def start_state(candidate: Candidate, place: Place) -> State:
         candidate.size_bytes,
         candidate.parameters,
         sha256=candidate.sha256,
+        notes=(candidate.note,) if candidate.note else (),
     )
     state = State(candidate, row)
     if candidate.problem is not None:

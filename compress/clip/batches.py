@@ -18,6 +18,7 @@ from edgekit.compress.pictures.fresh_views import FreshViews
 from edgekit.compress.pictures.pixels import PixelStore
 from edgekit.compress.pictures.source import Moment, epoch_views, make_batch
 from edgekit.compress.pictures.stream_source import PictureStream
+from edgekit.compress.pictures.stream_val import ShardVal
 from edgekit.compress.training.randomness import uniforms
 from edgekit.models.tokenizer import Tokenizer
 from edgekit.preprocess import Preprocess
@@ -131,6 +132,14 @@ class StreamedPairs:
 def without_caption(picture: TarPicture) -> str | None:
     """Return why a picture is no pair; None where it is one."""
     return None if picture.captions else "has no caption (.txt)"
+
+
+def captioned_only(val: ShardVal) -> PixelStore:
+    """Return the validation pictures that have captions."""
+    store = val.store
+    rows = [row for row, sample in enumerate(store.samples) if val.pictures[sample.path].captions]
+    samples = tuple(store.samples[row] for row in rows)
+    return PixelStore(samples, store.pixels[rows], store.aspects[rows], store.broken)
 
 
 def _choice(seed: int, epoch: int, ids: NDArray[np.uint64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

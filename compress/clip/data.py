@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgekit.captions import CaptionedSet, CaptionSplit, load_captions, split_captions
-from edgekit.compress.clip.batches import StreamedPairs, without_caption
+from edgekit.compress.clip.batches import StreamedPairs, captioned_only, without_caption
 from edgekit.compress.clip.recipe import ClipRecipe
 from edgekit.compress.clip.task import ClipData
 from edgekit.compress.pictures.decoding import decode_both
 from edgekit.compress.pictures.pixels import PixelStore
-from edgekit.compress.pictures.stream_val import ShardVal, decode_val, listed
+from edgekit.compress.pictures.stream_val import decode_val, listed
 from edgekit.data import check_broken
 from edgekit.errors import DataError, UsageError
 from edgekit.listing import name_some
@@ -228,7 +228,7 @@ class ShardCaptions:
             )
         check_broken({**self.dataset.broken, **mute}, total, how.max_broken)
         decoded = decode_val(self.dataset, how.contract, how.scratch, how.terminal, max_broken=how.max_broken)
-        store = _captioned(decoded)
+        store = captioned_only(decoded)
         captions = tuple(decoded.pictures[sample.path].captions for sample in store.samples)
         batches = StreamedPairs(self.dataset, how.tokenizer, how.recipe, how.contract, max_broken=how.max_broken)
         facts = {
@@ -239,14 +239,6 @@ class ShardCaptions:
             "broken": sorted({*decoded.facts["broken"], *mute}),
         }
         return DecodedCaptions(ClipData(batches, (), store, val_captions=captions), facts)
-
-
-def _captioned(val: ShardVal) -> PixelStore:
-    """Return the validation pictures that have captions."""
-    store = val.store
-    rows = [row for row, sample in enumerate(store.samples) if val.pictures[sample.path].captions]
-    samples = tuple(store.samples[row] for row in rows)
-    return PixelStore(samples, store.pixels[rows], store.aspects[rows], store.broken)
 
 
 def _of(side: CaptionedSet, store: PixelStore) -> tuple[tuple[str, ...], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ import yaml
 from numpy.typing import NDArray
 
 from edgekit.captions import CaptionedSet, load_captions, split_captions
-from edgekit.compress.pictures.pixels import decode_eval
+from edgekit.compress.clip.batches import captioned_only
+from edgekit.compress.pictures.pixels import PixelStore, decode_eval
+from edgekit.compress.pictures.stream_val import decode_val
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.data import check_broken
 from edgekit.errors import DataError, LoadError, UsageError
 from edgekit.models.teacher import TextTeacher, load_teacher
+from edgekit.preprocess import Preprocess
+from edgekit.shards import is_shards, load_shards
 from edgekit.terminal import Terminal
 
 _BATCH = 64
@@ -120,22 +125,8 @@ def embed_captions(config: PairsConfig, terminal: Terminal) -> CaptionPairs:
     teacher = load_teacher(config.model, torch.device(config.device))
     if not isinstance(teacher, TextTeacher):
         raise UsageError(f"{config.model} reads no texts, so it cannot retrieve; give a CLIP")
-    captioned, subset = held_out_part(
-        Path(config.model),
-        load_captions(config.data, config.pictures),
-        config.val_fraction,
-        everything=config.everything,
-    )
-    if subset.endswith("trained on"):
-        terminal.warn(
-            f"{config.model} was trained on other captions, or on another part of these: pictures that it has seen "
-            f"flatter it"
-        )
-    with terminal.bar("reading pictures", len(captioned.samples)) as advance:
-        store = decode_eval(captioned.samples, teacher.preprocess, advance=advance)
-    check_broken(store.broken, len(captioned.samples), config.max_broken)
-    by_key = {sample.key: texts for sample, texts in zip(captioned.samples, captioned.captions, strict=True)}
-    texts = [by_key[sample.key] for sample in store.samples]
+    found = _of_shards if is_shards(config.data) else _of_files
+    store, texts, subset = found(config, teacher.preprocess, terminal)
     images = [
         teacher(torch.from_numpy(store.pixels[at : at + _BATCH]).permute(0, 3, 1, 2).float().div(255))
         for at in range(0, len(store.pixels), _BATCH)
@@ -148,3 +139,43 @@ def embed_captions(config: PairsConfig, terminal: Terminal) -> CaptionPairs:
         np.repeat(np.arange(len(texts)), [len(group) for group in texts]),
         subset,
     )
+
+
+_Found = tuple[PixelStore, list[tuple[str, ...]], str]
+"""Decoded pictures, the captions of each, and what they are."""
+
+
+def _of_files(config: PairsConfig, contract: Preprocess, terminal: Terminal) -> _Found:
+    captioned, subset = held_out_part(
+        Path(config.model),
+        load_captions(config.data, config.pictures),
+        config.val_fraction,
+        everything=config.everything,
+    )
+    if subset.endswith("trained on"):
+        terminal.warn(
+            f"{config.model} was trained on other captions, or on another part of these: pictures that it has seen "
+            f"flatter it"
+        )
+    with terminal.bar("reading pictures", len(captioned.samples)) as advance:
+        store = decode_eval(captioned.samples, contract, advance=advance)
+    check_broken(store.broken, len(captioned.samples), config.max_broken)
+    by_key = {sample.key: texts for sample, texts in zip(captioned.samples, captioned.captions, strict=True)}
+    return store, [by_key[sample.key] for sample in store.samples], subset
+
+
+def _of_shards(config: PairsConfig, contract: Preprocess, terminal: Terminal) -> _Found:
+    if config.everything or config.val_fraction is not None or config.pictures is not None:
+        raise UsageError(
+            f"--data {config.data}: of tar shards those of validation are judged on; leave --all, --val-fraction and "
+            "--pictures out"
+        )
+    with TemporaryDirectory() as scratch:
+        decoded = decode_val(
+            load_shards(config.data, labels=False), contract, Path(scratch), terminal, max_broken=config.max_broken
+        )
+        store = captioned_only(decoded)
+    if not store.samples:
+        raise DataError(f"--data {config.data}: no validation picture has a caption; each needs a .txt of its name")
+    texts = [decoded.pictures[sample.path].captions for sample in store.samples]
+    return store, texts, f"the {len(texts)} validation pictures of the shards"

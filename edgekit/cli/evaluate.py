@@ -25,7 +25,7 @@ def evaluate() -> None:
 @evaluate.command()
 @click.argument("model")
 @click.option(
-    "--data", type=EXISTING, help="Captions: CSV or folder, as for train clip. Not for a folder of embeddings."
+    "--data", type=EXISTING, help="Captions: CSV, folder or tar shards, as for train clip; not with embeddings."
 )
 @click.option("--pictures", type=EXISTING, help="Folder of the CSV's pictures.")
 @click.option("--val-fraction", type=float, help="Judge on this share of data that the run does not know.")

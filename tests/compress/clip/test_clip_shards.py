@@ -92,7 +92,9 @@ def test_each_step_has_the_pairs_that_a_folder_gives_it(pairs: list[Pair], shard
     assert plain in seen and len(seen) > 20, "each caption has its turn"
 
 
-def test_a_clip_is_trained_from_shards_stopped_and_gone_on_with(shards: Path, tmp_path: Path) -> None:
+def test_a_clip_is_trained_from_shards_and_judged_on_them(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pattern = f"{shards}/{{000..002}}.tar"
     train = ("train", "clip", "--data", pattern, *SMALL, "--epochs", "2")
     assert run([*train, "-o", str(tmp_path / "one")]) == 0
@@ -101,6 +103,13 @@ def test_a_clip_is_trained_from_shards_stopped_and_gone_on_with(shards: Path, tm
     assert facts["data"]["labelled"] == 2 * facts["data"]["train"]
     assert 0 <= facts["summary"]["mean_r1"] <= 1
     assert run([*train, "-o", str(tmp_path / "one"), "--resume", "auto"]) == 0  # it has ended: nothing is trained
+    capsys.readouterr()
+    assert run(["eval", "retrieval", str(tmp_path / "one"), "--data", pattern, "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged["source"].endswith("the 12 validation pictures of the shards")
+    assert judged["image_to_text"]["recall"]["1"]["value"] == pytest.approx(facts["summary"]["text_r1"])
+    assert judged["text_to_image"]["queries"] == 24
+    assert run(["eval", "retrieval", str(tmp_path / "one"), "--data", pattern, "--all"]) == 2
     assert run([*train, "-o", str(tmp_path / "two")]) == 0
     one, two = (load_file(tmp_path / name / CLIP_FILE) for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)

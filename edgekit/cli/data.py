@@ -50,7 +50,7 @@ def data() -> None:
 @output_options("shards", "Folder")
 @talk_options
 def shard(**options: Any) -> None:
-    """Write a data set as WebDataset tar shards, which `distill --data` streams.
+    """Write a data set as WebDataset tar shards, which `distill` and `train image` stream.
 
     Each sample is a picture as it is, its class number (.cls) and its name (.json); index.json beside the shards has
     the classes and counts. Memory in training then does not grow with the number of pictures.

@@ -17,7 +17,7 @@ from edgekit.export.manifest import read_manifest
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "clip_to_phone.sh"
 SMALL = {
     "labelled=600, unlabelled=2400, val=600": "labelled=60, unlabelled=100, val=36",
-    "EPOCHS:-6": "EPOCHS:-1",
+    "{5:-6}": "{5:-1}",
     "--epochs 10": "--epochs 1 --views 1",
     "--format onnx,tflite,coreml": "--format onnx --precision fp32",
     "--budget 30": "--budget 1",

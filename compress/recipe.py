@@ -143,6 +143,8 @@ class Recipe(_Frozen):
         response_loss: "kl", "decoupled" or "standardised".
         affinity, contrastive: weights of the two losses over pairs; with `fit.accumulate`, pairs of a micro-batch.
         label_smoothing: of the task loss.
+        mixup, cutmix: a of the Beta(a, a) that the share of a mixed picture is drawn from; 0 is off, and where both are
+            set each step is the one or the other (`edgekit.compress.pictures.mixing`).
         views: augmented views per picture that the teacher embeds once; training cycles through them. 0 means that
             the teacher sees only the plain picture while the student's view is augmented afresh.
         init_classifier: start the student's classifier from the teacher's class weights.
@@ -163,6 +165,8 @@ class Recipe(_Frozen):
     affinity: float = Field(default=0.0, ge=0)
     contrastive: float = Field(default=0.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
     views: int = Field(default=0, ge=0, le=1000)
     init_classifier: bool = False
     freeze: int = Field(default=0, ge=0)
@@ -182,6 +186,11 @@ class Recipe(_Frozen):
     def needs_teacher(self) -> bool:
         """Whether any loss reads the teacher."""
         return any(weight > 0 for name, weight in self.weights.items() if name != "task")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def without_teacher(self) -> Recipe:
         """Return the same recipe on the labels alone."""

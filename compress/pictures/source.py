@@ -37,13 +37,19 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W) in [0, 1], labels (B,) with −1 for none, teacher embeddings (B, D) or None."""
+    """Images (B, 3, H, W) in [0, 1], labels (B,) with −1 for none, teacher embeddings (B, D) or None.
+
+    In mixed pictures (`edgekit.compress.pictures.mixing`) `partners` (B,) are the labels of what was mixed in, and
+    `kept` is the share of the first picture.
+    """
 
     images: Tensor
     labels: Tensor
     teacher: Tensor | None
     share: Share | None = None
     """of the step's means, where the batch is a part of a step."""
+    partners: Tensor | None = None
+    kept: float = 1.0
 
 
 class Source(Protocol):

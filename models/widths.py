@@ -47,7 +47,7 @@ def _places(backbone: nn.Module) -> Iterator[Place]:
         if type(module) is BottleneckBlock and _is_depthwise(module):
             yield Place(path, "channels", module.conv1_1x1.conv.out_channels)
         elif type(module) is Mlp and type(module.fc1) is nn.Linear and isinstance(module.norm, nn.Identity):
-            yield Place(path, "units", cast(nn.Linear, module.fc1).out_features)
+            yield Place(path, "units", module.fc1.out_features)
         elif type(module) is ConvMlp and isinstance(module.norm, nn.Identity):
             yield Place(path, "units", module.fc1.out_channels)
         elif type(module) is Attention and _is_plain(module):

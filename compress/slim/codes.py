@@ -132,13 +132,13 @@ class WeightCodes(nn.Module):
     Attributes:
         centred: take its mean over output channels from the layer first: it writes to a residual stream whose mean
             nobody reads (`edgekit.export.rewrites.transformer.centre_residual_stream`).
-        half: round to float16.
+        as_half: round to float16.
         rounded: whether to round; else only centre.
     """
 
-    def __init__(self, *, centred: bool = False, half: bool = False) -> None:
+    def __init__(self, *, centred: bool = False, as_half: bool = False) -> None:
         super().__init__()
-        self.centred, self.half, self.rounded = centred, half, True
+        self.centred, self.as_half, self.rounded = centred, as_half, True
 
     def forward(self, weight: Tensor) -> Tensor:
         """Map (out, …) to the same shape."""
@@ -146,7 +146,7 @@ class WeightCodes(nn.Module):
             weight = weight - weight.mean(0, keepdim=True)
         if not self.rounded:
             return weight
-        if self.half:
+        if self.as_half:
             return weight + (weight.half().float() - weight).detach()
         largest = weight.detach().abs().flatten(1).amax(1)
         scale = (largest / 127).clamp(min=SMALLEST_SCALE)
@@ -175,13 +175,14 @@ class CodedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
-        return self._conv_forward(x, self.weight_codes(self.weight), self.weight_codes.bias(self.bias))
+        y: Tensor = self._conv_forward(x, self.weight_codes(self.weight), self.weight_codes.bias(self.bias))
+        return y
 
 
 _CODED: Mapping[type[nn.Module], type[nn.Module]] = {nn.Linear: CodedLinear, nn.Conv2d: CodedConv2d}
 
 
-def code_weights(layer: nn.Module, *, centred: bool = False, half: bool = False) -> None:
+def code_weights(layer: nn.Module, *, centred: bool = False, as_half: bool = False) -> None:
     """Let `layer` compute with rounded weights; the exact ones are trained.
 
     In place, by its class, so that its name, its weights and everyone who holds it stay. `torch.nn.utils.parametrize`
@@ -195,7 +196,7 @@ def code_weights(layer: nn.Module, *, centred: bool = False, half: bool = False)
         raise UsageError(
             f"a layer of type {type(layer).__name__} cannot be trained for 8 bits; plain Linear and Conv2d can"
         )
-    layer.add_module("weight_codes", WeightCodes(centred=centred, half=half))
+    layer.add_module("weight_codes", WeightCodes(centred=centred, as_half=as_half))
     layer.__class__ = coded
 
 
@@ -254,8 +255,12 @@ def without_codes(model: nn.Module) -> None:
             if module.bias is not None:
                 module.bias.copy_(cast(Tensor, codes.bias(module.bias)))
             del module._modules["weight_codes"]
-            module.__class__ = next(plain for plain, coded in _CODED.items() if coded is type(module))
+            _plain_again(module)
         for kind, hooks in (("input_codes", module._forward_pre_hooks), ("output_codes", module._forward_hooks)):
             if kind in module._modules:
                 del module._modules[kind]
                 hooks.clear()
+
+
+def _plain_again(layer: nn.Module) -> None:
+    layer.__class__ = next(plain for plain, coded in _CODED.items() if coded is type(layer))

@@ -63,8 +63,6 @@ class CompressConfig:
         refuse_tasks(self.qat, self.prune)
         if self.qat is not None and self.qat.runtime not in PUT_IN:
             raise UsageError(f"--runtime '{self.qat.runtime}' is not known; {did_you_mean(self.qat.runtime, PUT_IN)}")
-        if self.guide not in get_args(Guide):
-            raise UsageError(f"--guide '{self.guide}' is not known; {did_you_mean(self.guide, get_args(Guide))}")
         if self.training.frames > 1:
             raise UsageError(f"{self.run} is a student of clips; `edgekit compress` is for students of pictures")
 
@@ -88,6 +86,18 @@ def refuse_tasks(qat: QatConfig | None, prune: float | None) -> None:
         )
     if prune is not None and not 0 < prune < 1:
         raise UsageError(f"--prune is {prune:g}; it is the share to take away, more than 0 and less than 1")
+
+
+def guide_named(name: str) -> Guide:
+    """Return who teaches, by name.
+
+    Raises:
+        UsageError: the name is not known.
+    """
+    known: Mapping[str, Guide] = {guide: guide for guide in get_args(Guide)}
+    if name not in known:
+        raise UsageError(f"--guide '{name}' is not known; {did_you_mean(name, known)}")
+    return known[name]
 
 
 def recovery(run: Path, given: Mapping[str, Any], *, qat: bool) -> FitConfig:

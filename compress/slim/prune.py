@@ -64,7 +64,7 @@ def choose(
         removable = int(len(values) * (1 - LEAST)) // size
         chunks += [
             (float(values[part].sum()) / (costs[path] * size), path, part)
-            for part in order[: removable * size].split(size)
+            for part in torch.split(order[: removable * size], size)
             if len(part)
         ]
     gone: dict[str, set[int]] = {path: set() for path in importance}
@@ -194,11 +194,10 @@ def importance_of(
         with _factors(student.backbone, found, len(images)) as factors:
             logits = student.from_frames(images).logits
             target = torch.where(labels >= 0, labels, logits.argmax(1))
-            F.cross_entropy(logits, target, reduction="sum").backward()
-        for path, factor in factors.items():
-            assert factor.grad is not None
-            sums[path] += factor.grad.double().square().sum(0)
-        student.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(logits, target, reduction="sum")
+            gradients = torch.autograd.grad(loss, list(factors.values()))
+        for path, gradient in zip(factors, gradients, strict=True):
+            sums[path] += gradient.double().square().sum(0)
     return sums
 
 

@@ -27,6 +27,7 @@ from edgekit.compress.slim.codes import (
     ActivationCodes,
     CodedSiLU,
     RowCodes,
+    WeightCodes,
     activation_points,
     code_input,
     code_output,
@@ -137,7 +138,7 @@ def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) 
 
 
 def _name_of(linear: nn.Linear, layer: TokenLinearTransformer) -> str:
-    return next(name for name, module in layer.attention.named_modules() if module is linear)
+    return next(str(name) for name, module in layer.attention.named_modules() if module is linear)
 
 
 def _for_onnx(student: Student) -> None:
@@ -145,7 +146,7 @@ def _for_onnx(student: Student) -> None:
     thin = [_is_thin(conv) for _, conv in layers[1:]]
     leading = 1 + (thin.index(False) if False in thin else len(thin))
     for _, conv in layers[:leading]:
-        code_weights(conv, half=True)
+        code_weights(conv, as_half=True)
     coded = dict(layers[leading:])
     for name, conv in coded.items():
         code_input(conv, ActivationCodes(f"{name}.in"))
@@ -208,7 +209,7 @@ def calibrate(
 def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -> Histograms:
     """Take the statistics of all activations in float, and note which codes see a tensor that others saw before."""
     points = activation_points(student)
-    exact = [module for module in student.modules() if hasattr(module, "rounded")]
+    rounding = [module for module in student.modules() if isinstance(module, WeightCodes | CodedSiLU)]
 
     def run(images: FloatArray, observe: Observe) -> None:
         # the tensors stay alive, so that no id comes twice; an activation in place makes another version of one
@@ -225,13 +226,13 @@ def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -
             student.from_frames(torch.from_numpy(images))
 
     try:
-        for module in exact:
+        for module in rounding:
             module.rounded = False
         return collect(run, batches)
     finally:
         for codes in points:
             codes.observer = None
-        for module in exact:
+        for module in rounding:
             module.rounded = True
 
 

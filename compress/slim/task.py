@@ -104,14 +104,16 @@ class RecoverTask:
         save_student(path, self.finish(model))
 
 
-class _Keeping:
+class _Keeping(nn.Module):
     """Calls a model and keeps what it said, so that two losses share one forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self.model = model
         self.output: Any = None
 
-    def __call__(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor) -> Any:
+        """Return what the model does."""
         self.output = self.model(images)
         return self.output
 

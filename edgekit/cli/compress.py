@@ -73,12 +73,12 @@ def compress(**options: Any) -> None:
 
 def _config(options: dict[str, Any]) -> CompressConfig:
     """Return what the options ask for."""
-    from edgekit.compress.slim.config import CompressConfig, QatConfig, recovery, refuse_tasks, training_of
+    from edgekit.compress.slim.config import CompressConfig, QatConfig, guide_named, recovery, refuse_tasks, training_of
 
     qat = QatConfig(options["runtime"], options["calibration_images"]) if options["qat"] else None
     refuse_tasks(qat, options["prune"])
     run, output = Path(options["run"]), Path(options["output"])
     given = {name: options[name] for name in (*_FIT_FIELDS, *GUARD_FIELDS) if options[name] is not None}
-    guide = options["guide"] or ("self" if qat is not None else "both")
+    guide = guide_named(options["guide"] or ("self" if qat is not None else "both"))
     training = training_of(run, options["data"], output, recovery(run, given, qat=qat is not None), guide)
     return CompressConfig(run, output, training, guide, qat, options["prune"])

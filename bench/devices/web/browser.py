@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 from edgekit.bench.candidates import Candidate
 from edgekit.bench.devices.stored import precision_here
 from edgekit.bench.devices.web.exchange import Exchange
+from edgekit.bench.devices.web.facts import Browser
 from edgekit.bench.machine import Machine
 from edgekit.bench.place import Holder
 from edgekit.bench.timing import ColdStart, Timer
-from edgekit.errors import LoadError, UsageError
+from edgekit.errors import LoadError
 from edgekit.export.session import FloatArray, RuntimeInfo, run_batched
 from edgekit.printable import printable
 
@@ -26,56 +27,6 @@ _RUNS = ("onnx", "tflite")
 _MAX_VALUES = 2**24
 CLOCK_STEPS = 40
 """A sample lasts at least so many steps of the browser's clock: coarseness then adds under 2.5 % to one sample."""
-
-
-@dataclass(frozen=True)
-class Browser:
-    """What a page tells of its browser; every text may be anything.
-
-    Attributes:
-        agent: user agent.
-        system: what it runs on, as the user agent puts it.
-        name: of the browser, with its version.
-        cores: processors that it tells of.
-        memory_bytes: as coarse as browsers tell it; None where they do not.
-        clock_s: step of its clock, seconds.
-        gpu: name of the WebGPU adapter; None without one.
-        isolated: whether the page is isolated from others, which makes the clock finer and threads possible.
-    """
-
-    agent: str
-    system: str
-    name: str
-    cores: int
-    memory_bytes: int | None
-    clock_s: float
-    gpu: str | None
-    isolated: bool
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Browser:
-        """Read the page's greeting.
-
-        Raises:
-            LoadError: something is missing or impossible.
-        """
-        try:
-            gigabytes = facts["memory"]
-            clock_s = float(facts["clock_s"])
-            if not 0 < clock_s <= 1:
-                raise ValueError(f"a clock of {clock_s} s")
-            return cls(
-                agent=printable(str(facts["agent"]), 300),
-                system=printable(str(facts["system"]), 100) or "unknown system",
-                name=printable(str(facts["name"]), 60),
-                cores=min(4096, max(1, int(facts["cores"]))),
-                memory_bytes=None if gigabytes is None else int(float(gigabytes) * 2**30),
-                clock_s=clock_s,
-                gpu=None if facts["gpu"] is None else printable(str(facts["gpu"]), 100),
-                isolated=facts["isolated"] is True,
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise LoadError(f"the browser's page does not tell what it runs on: {e!r}") from e
 
 
 class BrowserPlace:
@@ -286,16 +237,3 @@ def _ticks(reply: Mapping[str, Any], samples: int) -> list[float]:
     if len(ticks) != samples or not all(math.isfinite(tick) and 0 <= tick < 1e15 for tick in ticks):
         raise LoadError("the page's timings make no sense")
     return ticks
-
-
-def refuse_baseline(baseline: Path | None) -> None:
-    """Refuse what runs in PyTorch.
-
-    Raises:
-        UsageError: a baseline was given.
-    """
-    if baseline is not None:
-        raise UsageError(
-            "--baseline is a PyTorch student, which runs on this machine alone; leave it out, and speed-ups refer to "
-            "the first file"
-        )

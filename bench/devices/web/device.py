@@ -11,14 +11,15 @@ from edgekit.bench.accuracy import Progress
 from edgekit.bench.devices.device import Say
 from edgekit.bench.devices.web.address import WebAddress, qr_code
 from edgekit.bench.devices.web.assets import read_assets, runtime_versions
-from edgekit.bench.devices.web.browser import CLOCK_STEPS, Browser, BrowserPlace, refuse_baseline
+from edgekit.bench.devices.web.browser import CLOCK_STEPS, BrowserPlace
 from edgekit.bench.devices.web.certificate import self_signed
 from edgekit.bench.devices.web.exchange import Exchange
+from edgekit.bench.devices.web.facts import Browser
 from edgekit.bench.devices.web.server import PageServer
 from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.results import BenchReport
 from edgekit.bench.run import BenchConfig, run_bench
-from edgekit.errors import LoadError
+from edgekit.errors import LoadError, UsageError
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class WebDevice:
 
     def bench(self, config: BenchConfig, progress: Progress | None = None) -> BenchReport:
         """Measure in the first browser that opens the page; see `Device`."""
-        refuse_baseline(config.baseline)
+        if config.baseline is not None:
+            raise UsageError(
+                "--baseline is a PyTorch student, which runs on this machine alone; leave it out, and speed-ups refer "
+                "to the first file"
+            )
         bar = progress or (lambda description, total: nullcontext(lambda count: None))
         tls = self_signed(self.address.shown) if self.address.scheme == "https" else None
         with PageServer(self.address.listen, self.address.port, read_assets(), tls) as server:

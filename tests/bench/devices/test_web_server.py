@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from edgekit.bench.devices.web import assets as assets_module
 from edgekit.bench.devices.web.address import WebAddress, qr_code
 from edgekit.bench.devices.web.assets import Asset, read_assets
-from edgekit.bench.devices.web.browser import Browser, BrowserPlace
+from edgekit.bench.devices.web.browser import BrowserPlace
 from edgekit.bench.devices.web.exchange import Exchange, TakenError
+from edgekit.bench.devices.web.facts import Browser
 from edgekit.bench.devices.web.server import CLIENT_HEADER, PageServer
 from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.results import BenchReport
@@ -114,6 +116,10 @@ class _ScriptedPage:
         self._thread.start()
 
     def _work(self) -> None:
+        with suppress(OSError, HTTPException):  # the server is closed when the test is over
+            self._answer()
+
+    def _answer(self) -> None:
         body = b'{"id": 0, "poll": true}\n'
         while True:
             status, content, _ = _ask(self._server, "POST", f"/{self._server.token}/next", body)

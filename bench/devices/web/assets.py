@@ -75,7 +75,7 @@ def read_assets() -> dict[str, Asset]:
             "of edgekit, once, with npm and a network"
         )
     found = {
-        name: Asset((_HERE / "page-files" / (name or "index.html")).read_bytes(), media_type, gzipped=False)
+        name: Asset((_HERE / (name or "index.html")).read_bytes(), media_type, gzipped=False)
         for name, media_type in PAGE.items()
     }
     for name, (_, media_type) in RUNTIMES.items():

@@ -128,9 +128,9 @@ def footnotes(report: BenchReport) -> tuple[str, ...]:
     machine = report.machine
     threads = {row.runtime.threads for row in report.rows if row.runtime}
     counted = f", {threads.pop()} threads" if len(threads) == 1 and 0 not in threads else ""
-    lines.append(
-        f"{machine.cpu or 'unknown CPU'}, {machine.logical_cores} cores{counted}; {machine.os}; {report.created}."
-    )
+    measured_by = machine.cpu or ("unknown CPU" if report.device == "local" else report.device)
+    cores = f", {machine.logical_cores} cores" if machine.logical_cores else ""  # a device that is gone tells none
+    lines.append(f"{measured_by}{cores}{counted}; {machine.os}; {report.created}.")
     concerned: dict[str, list[str]] = {}
     for row in report.rows:
         for note in row.notes:

@@ -182,7 +182,7 @@ async function about() {
   const facts = {
     agent,
     name,
-    system: /\(([^)]*)\)/.exec(agent)?.[1] ?? navigator.platform,
+    system: systemOf(agent),
     cores: navigator.hardwareConcurrency ?? 1,
     memory: navigator.deviceMemory ?? null,
     clock_s: clockStep,
@@ -190,6 +190,11 @@ async function about() {
     isolated: self.crossOriginIsolated === true,
   };
   return {name, facts};
+}
+
+function systemOf(agent) {
+  const found = /Android [\d.]+|(?:iPhone )?OS [\d_]+|Windows NT [\d.]+|Mac OS X [\d_.]+|CrOS \S+|Linux [^;)]+/.exec(agent);
+  return found?.[0].replaceAll('_', '.').replace(/^(iPhone )?OS/, 'iOS').replace('x86.64', 'x86_64') ?? navigator.platform;
 }
 
 async function gpu() {

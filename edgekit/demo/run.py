@@ -29,6 +29,7 @@ from edgekit.demo.clock import Clock
 from edgekit.demo.drawings import DrawnSet, write_drawings
 from edgekit.demo.sheet import contact_sheet
 from edgekit.errors import VerificationError
+from edgekit.export.attempt import Attempt
 from edgekit.export.export import ExportConfig, export_run
 from edgekit.export.runtimes import FORMATS
 from edgekit.export.verify import verify_bundle
@@ -118,6 +119,18 @@ def run_demo(out: Path, config: DemoConfig, terminal: Terminal, *, overwrite: bo
         student = distill(_distill_config(drawn, out, config), terminal, overwrite=True)
     with clock.step("     Without the teacher", "the same student, the labels alone, as many pictures seen"):
         alone = distill(_alone_config(drawn, out, config), terminal, overwrite=True)
+    attempts, bad = _export_and_verify(out, config, clock, terminal)
+    report = _bench(drawn, out, config, clock, terminal)
+    result = _result(student, alone, attempts, report, clock.seconds)
+    atomic.write_text(out / "RESULTS.md", results_page(result, config))
+    _conclude(result, config, out, terminal)
+    if bad or any(attempt.problems for attempt in attempts) or report.failed:
+        raise VerificationError("the demo ran, but not every file passed; see the lines above")
+    return result
+
+
+def _export_and_verify(out: Path, config: DemoConfig, clock: Clock, terminal: Terminal) -> tuple[list[Attempt], int]:
+    """Return what became of each file, and the number of failed checks."""
     with clock.step(
         "4/6  Export", "three formats, two precisions; each file is opened again and compared with PyTorch"
     ):
@@ -140,6 +153,10 @@ def run_demo(out: Path, config: DemoConfig, terminal: Terminal, *, overwrite: bo
         checks = verify_bundle(out / "bundle")
         bad = [check for check in checks if not check.passed]
         terminal.say(f"{len(checks) - len(bad)} of {len(checks)} checks passed")
+    return attempts, len(bad)
+
+
+def _bench(drawn: DrawnSet, out: Path, config: DemoConfig, clock: Clock, terminal: Terminal) -> BenchReport:
     with clock.step("6/6  Bench", "every file beside the student in PyTorch and the teacher, interleaved, one thread"):
         report = run_bench(
             BenchConfig(
@@ -152,12 +169,7 @@ def run_demo(out: Path, config: DemoConfig, terminal: Terminal, *, overwrite: bo
         )
         terminal.console.print(render_terminal(report, terminal.console.width))
         atomic.write_json(out / "bench.json", report.to_json())
-    result = _result(student, alone, attempts, report, clock.seconds)
-    atomic.write_text(out / "RESULTS.md", results_page(result, config))
-    _conclude(result, config, out, terminal)
-    if bad or any(attempt.problems for attempt in attempts) or report.failed:
-        raise VerificationError("the demo ran, but not every file passed; see the lines above")
-    return result
+    return report
 
 
 def train_teacher(drawn: DrawnSet, out: Path, config: DemoConfig, terminal: Terminal) -> None:

@@ -1,0 +1,87 @@
+"""Core ML W8A8: activations in 8 bits on ranges of the calibration engine, read back from the package and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgekit.errors import DataError, UsageError
+from edgekit.export.audit import check_precision
+from edgekit.export.coreml import export_coreml
+from edgekit.export.coreml_activations import ActivationConfig, quantize_activations
+from edgekit.export.mil import MilProgram, MilSession
+from edgekit.export.mil_program import Constant
+from edgekit.export.parity import snr_db
+from edgekit.export.runtimes import size_bytes
+from edgekit.export.session import run_batched
+from edgekit.export.tflite_repair import SILU_FLOOR
+from tests.export.nets_for_tests import TwoHeads, pictures
+
+SIZE = 64
+IMAGES = pictures(24, SIZE).mul(255).round().div(255).numpy().astype(np.float32)
+
+
+def batches() -> Iterator[NDArray[np.float32]]:
+    for at in range(16):
+        yield IMAGES[at : at + 1]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("coreml") / "model.fp16.mlpackage"
+    export_coreml(TwoHeads("mobilevit_xxs"), SIZE, path)
+    return path
+
+
+def test_the_program_computes_in_8_bits(package: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.w8a8.mlpackage"
+    report = quantize_activations(package, out, batches)
+    assert report.statistics.images == 16
+    assert report.coded["conv"] > 20 and report.coded["linear"] > 20
+    assert check_precision(out, "w8a8") == ()
+    assert check_precision(package, "w8a8")
+    assert size_bytes(out) < 0.75 * size_bytes(package)
+    program = MilProgram.load(out)
+    kinds = [operation.type for operation in program.operations]
+    assert kinds.count("quantize") == kinds.count("dequantize") >= report.coded["conv"]
+
+    shown = IMAGES[16:]
+    want = run_batched(MilSession(package), shown)["logits"].astype(np.float64)
+    have = run_batched(MilSession(out), shown)["logits"].astype(np.float64)
+    assert snr_db(want, have) > 15
+
+
+def number(program: MilProgram, argument: str | Constant) -> float:
+    """Return a constant of one element, which a package holds by name or in place."""
+    constant = program.constants[argument] if isinstance(argument, str) else argument
+    return float(np.asarray(constant.value).ravel()[0])
+
+
+def test_no_code_is_spent_where_a_silu_is_flat(package: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.w8a8.mlpackage"
+    quantize_activations(package, out, batches, ActivationConfig(operations=("conv",)))
+    lowest = []
+    program = MilProgram.load(out)
+    silus = {name for op in program.operations if op.type == "silu" for name in op.inputs["x"]}
+    for op in program.operations:
+        if op.type == "dequantize" and op.outputs[0][0] in silus:
+            scale, zero = (
+                np.asarray(program.constants[str(op.inputs[key][0])].value) for key in ("scale", "zero_point")
+            )
+            lowest.append(float(scale.ravel()[0]) * (-128 - float(zero.ravel()[0])))
+    assert lowest and min(lowest) > SILU_FLOOR * 1.02
+
+
+def test_what_cannot_be_calibrated_leaves_nothing_behind(package: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.w8a8.mlpackage"
+    with pytest.raises(DataError, match="8"):
+        quantize_activations(package, out, lambda: [IMAGES[:1]] * 3)
+    with pytest.raises(DataError):
+        quantize_activations(package, out, lambda: [np.zeros_like(IMAGES[:1])] * 12)
+    with pytest.raises(UsageError, match="has no max_pool to quantize"):
+        quantize_activations(package, out, batches, ActivationConfig(operations=("max_pool",)))
+    assert not out.exists()

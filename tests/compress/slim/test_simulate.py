@@ -14,12 +14,15 @@ from edgekit.compress.slim.codes import activation_points
 from edgekit.compress.slim.folding import folded
 from edgekit.compress.slim.simulate import Runtime, calibrate, simulate
 from edgekit.export.deploy import DeployModel, TorchSession
-from edgekit.export.exporters import Conversion, write_file
+from edgekit.export.onnx import export_onnx
+from edgekit.export.onnx_int8 import quantize_onnx
 from edgekit.export.parity import snr_db
 from edgekit.export.runtimes import SUFFIX_OF, open_session
 from edgekit.export.session import run_batched
+from edgekit.export.tflite import export_tflite
+from edgekit.export.tflite_int8 import TfliteQuantConfig, quantize_tflite
 from edgekit.models.student import Student
-from tests.compress.slim.students_for_tests import batches, some, student
+from tests.compress.slim.students_for_tests import SIZE, batches, shallow_student, some, student
 from tests.tolerances import SIMULATED_GAIN_DB
 
 CALIBRATION = some(24)
@@ -27,8 +30,14 @@ SHOWN = some(24, seed=1)
 
 
 def made(plain: Student, runtime: Runtime, folder: Path) -> Path:
-    path = folder / f"model{SUFFIX_OF[runtime]}"
-    write_file(Conversion(DeployModel(plain), CALIBRATION, folder), runtime, "int8", path)
+    """Write the int8 file as the exporters do, but for the biases of heads, which they mend when all else is done."""
+    path, base = folder / f"model{SUFFIX_OF[runtime]}", folder / f"float{SUFFIX_OF[runtime]}"
+    if runtime == "onnx":
+        export_onnx(DeployModel(plain), SIZE, base)
+        quantize_onnx(base, path, lambda: batches(CALIBRATION))
+    else:
+        export_tflite(DeployModel(plain), SIZE, base)
+        quantize_tflite(base, path, lambda: batches(CALIBRATION), TfliteQuantConfig(repair=False))
     return path
 
 
@@ -66,12 +75,12 @@ def far(one: Iterable[float], others: set[float]) -> list[float]:
 
 @pytest.mark.parametrize("runtime", ["onnx", pytest.param("tflite", marks=pytest.mark.slow)])
 def test_the_simulation_is_the_file(runtime: Runtime, tmp_path: Path) -> None:
-    plain = student()
+    plain = shallow_student()
     file = made(plain, runtime, tmp_path)
     model = simulated(plain, runtime)
 
     in_file, in_model = scales_in(file), {codes.scale for codes in activation_points(model) if not codes.redundant}
-    assert len(in_model) > 40
+    assert len(in_model) > 15
     assert not far(in_model, in_file) and not far(in_file, in_model)
 
     want = run_batched(open_session(file), SHOWN)

@@ -30,8 +30,7 @@ _FIT_FIELDS = ("epochs", "batch_size", "lr", "seed", "device")
     "--runtime",
     default="tflite",
     show_default=True,
-    help="With --qat: whose int8 file is simulated, tflite or onnx. LiteRT's holds all that ONNX Runtime's does in 8 "
-    "bits, and more, so it serves both, and Core ML.",
+    help="With --qat: whose int8 file is simulated, tflite or onnx; the file of the other gains less, or nothing.",
 )
 @click.option(
     "--guide",
@@ -41,7 +40,7 @@ _FIT_FIELDS = ("epochs", "batch_size", "lr", "seed", "device")
 @click.option("--data", type=EXISTING, help="Pictures to train on.  [default: the run's own]")
 @click.option("--epochs", type=int, help="Passes over the training set.  [default: 2 with --qat, 5 with --prune]")
 @click.option("--batch-size", type=int, help="Pictures per step.  [default: the run's]")
-@click.option("--lr", type=float, help="Peak learning rate.  [default: 1e-4 with --qat, a quarter of the run's else]")
+@click.option("--lr", type=float, help="Peak learning rate.  [default: 3e-5 with --qat, a quarter of the run's else]")
 @click.option(
     "--calibration-images",
     type=click.IntRange(8),

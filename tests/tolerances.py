@@ -15,6 +15,6 @@ COMPILED = 1e-5
 6e-8 was measured."""
 
 SIMULATED_GAIN_DB = 3.0
-"""How much closer the simulation of an int8 file is to the file than the float student is, three stages deep; 18 to 24
-dB (ONNX) and 3.9 to 5.9 dB (TFLite) were measured. One sum rounded to the other side of a code moves all that follows, so
-even two settings of one runtime end apart: ONNX Runtime with its optimizer on and off by 41 dB through a whole net."""
+"""How much closer the simulation of an int8 file is to the file than the float student is, three stages deep; measured
+were 18 to 24 dB (ONNX) and 3.9 to 5.9 dB (TFLite). One sum rounded to the other side of a code moves all that follows,
+so even two settings of one runtime end apart: ONNX Runtime with and without its optimizer by 41 dB through a net."""

@@ -114,7 +114,7 @@ def core_ml(path: str, unit: str) -> Session:
     Raises:
         LoadError: this is no Mac, or Core ML rejects the package.
     """
-    from edgekit.bench.devices.apple.core_ml import CoreMLSession
+    from edgekit.export.coreml_session import CoreMLSession
 
     return CoreMLSession(Path(path), unit)
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from edgekit.bench.accuracy import Progress
 from edgekit.bench.candidates import Candidate
-from edgekit.bench.devices.apple.core_ml import PictureInput, open_package, picture_input
 from edgekit.bench.devices.device import Say
 from edgekit.bench.devices.failed import candidates_of
 from edgekit.bench.devices.stored import precision_here
@@ -28,6 +27,7 @@ from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.timing import ColdStart, Timer
 from edgekit.bench.variants import by_unit
 from edgekit.errors import LoadError, MissingExtraError, UsageError
+from edgekit.export.coreml_session import PictureInput, open_package, picture_input
 from edgekit.export.runtimes import on_macos
 from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
 

@@ -19,7 +19,13 @@ from whole_path_for_tests import WholePath
 
 from edgekit.bench import variants
 from edgekit.bench.candidates import artifact_candidates, given_artifacts
-from edgekit.bench.devices.apple.core_ml import (
+from edgekit.bench.devices.apple.device import AppleDevice, ApplePlace, Held, chosen
+from edgekit.bench.devices.naming import DeviceOptions, open_device
+from edgekit.bench.latency import LatencyConfig
+from edgekit.bench.run import BenchConfig, run_bench
+from edgekit.errors import LoadError, UsageError
+from edgekit.export import coreml_session, verify_file
+from edgekit.export.coreml_session import (
     UNITS,
     CoreMLSession,
     PictureInput,
@@ -28,15 +34,39 @@ from edgekit.bench.devices.apple.core_ml import (
     outputs_of,
     picture_input,
 )
-from edgekit.bench.devices.apple.device import AppleDevice, ApplePlace, Held, chosen
-from edgekit.bench.devices.naming import DeviceOptions, open_device
-from edgekit.bench.latency import LatencyConfig
-from edgekit.bench.run import BenchConfig, run_bench
-from edgekit.errors import LoadError, UsageError
+from edgekit.export.manifest import read_manifest
+from edgekit.export.mil import MilSession
 from tests.bench.tiny_for_tests import write_classifier
 
 SAY = DeviceOptions(lambda line: None)
 QUICK = LatencyConfig(min_rounds=3, min_time_s=0.0, max_time_s=1.0, target_halfwidth=10.0)
+
+
+class OfAnotherChip(MilSession):
+    """Stands where Core ML is on a Mac: the same program, and `noise` of another order of sums."""
+
+    noise = 0.0
+
+    def __init__(self, path: Path, unit: str) -> None:
+        super().__init__(path)
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values * (1 + self.noise) for name, values in super().__call__(images).items()}
+
+
+@pytest.mark.parametrize(("noise", "passes"), [(1e-3, True), (0.05, False)])
+def test_on_a_mac_verify_asks_core_ml_and_compares_the_interpreter_with_it(
+    whole_path: WholePath, monkeypatch: pytest.MonkeyPatch, noise: float, passes: bool
+) -> None:
+    monkeypatch.setattr(OfAnotherChip, "noise", noise)
+    monkeypatch.setattr(verify_file, "on_macos", lambda: True)
+    monkeypatch.setattr(coreml_session, "CoreMLSession", OfAnotherChip)
+    files = read_manifest(whole_path.bundle).files
+    number = next(n for n, record in enumerate(files) if record.path == "model.int8.mlpackage")
+    checks = {c["check"]: c for c in verify_file.file_checks(str(whole_path.bundle), number, 1, None)}
+    assert checks["golden vectors"]["passed"]
+    assert "golden vectors, Core ML" in checks
+    assert checks["interpreter"]["passed"] == passes
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="says what is said elsewhere")

@@ -85,10 +85,10 @@ def lively_student(arch: str, image_size: int) -> Student:
 
 def make_files(student: Student, folder: Path) -> dict[Variant, Path]:
     """Write every variant; INT8 is calibrated on random smooth pictures, which do for timing."""
-    from edgekit.export.onnx import export_naive, export_onnx
-    from edgekit.export.onnx_int8 import quantize_onnx
-    from edgekit.export.tflite import convert_float, export_tflite
-    from edgekit.export.tflite_int8 import TfliteQuantConfig, quantize_tflite
+    from edgekit.export.onnx.convert import export_naive, export_onnx
+    from edgekit.export.onnx.int8 import quantize_onnx
+    from edgekit.export.tflite.convert import convert_float, export_tflite
+    from edgekit.export.tflite.int8 import TfliteQuantConfig, quantize_tflite
 
     model, size = DeployModel(student).eval(), student.spec.image_size
     files: dict[Variant, Path] = {

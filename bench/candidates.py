@@ -14,7 +14,7 @@ from typing import Any
 from edgekit.bench.results import Kind
 from edgekit.bench.worker import Opening
 from edgekit.errors import EdgekitError, LoadError, UsageError
-from edgekit.export.clip_bundle import TOWERS, is_clip_bundle
+from edgekit.export.clip.bundle import TOWERS, is_clip_bundle
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,

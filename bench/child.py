@@ -46,7 +46,7 @@ class _Child:
         if do == "run":
             return self._run(tuple(request["shape"]))
         assert do == "precision", do
-        from edgekit.export.audit import stored_precision
+        from edgekit.export.audit.audit import stored_precision
 
         return {"precision": stored_precision(Path(request["path"]))}, b""
 

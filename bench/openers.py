@@ -34,7 +34,7 @@ class _TextsAsPictures:
     """A text file as a Session: ids travel as floats (B, 1, 1, L), which hold whole numbers up to 2^24 exactly."""
 
     def __init__(self, path: Path, threads: int, length: int, token: int) -> None:
-        from edgekit.export.text_session import open_text_session
+        from edgekit.export.text.session import open_text_session
 
         self._session = open_text_session(path, threads)
         batch, own = self._session.input_shape
@@ -103,7 +103,7 @@ def precision(path: str) -> str:
     Raises:
         LoadError: it cannot be read.
     """
-    from edgekit.export.audit import stored_precision
+    from edgekit.export.audit.audit import stored_precision
 
     return str(stored_precision(Path(path)))
 
@@ -114,7 +114,7 @@ def core_ml(path: str, unit: str) -> Session:
     Raises:
         LoadError: this is no Mac, or Core ML rejects the package.
     """
-    from edgekit.export.coreml_session import CoreMLSession
+    from edgekit.export.coreml.session import CoreMLSession
 
     return CoreMLSession(Path(path), unit)
 
@@ -126,6 +126,6 @@ def onnx_provider(path: str, threads: int, provider: str) -> Session:
         LoadError: the runtime rejects it.
         UsageError: this build of the runtime lacks the provider.
     """
-    from edgekit.export.onnx_session import CPU, OnnxSession
+    from edgekit.export.onnx.session import CPU, OnnxSession
 
     return OnnxSession(Path(path), threads, (provider, CPU))

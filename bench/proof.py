@@ -12,7 +12,7 @@ from edgekit.bench.state import State
 from edgekit.errors import EdgekitError, LoadError
 from edgekit.export.golden import Golden, read_golden
 from edgekit.export.parity import GATES
-from edgekit.export.verify_file import golden_parity
+from edgekit.export.verify.file import golden_parity
 from edgekit.preprocess import to_input
 
 

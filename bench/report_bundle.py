@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgekit.bench.page import Cell, Column, PageTable, Row, Section
-from edgekit.export.audit_record import Audit
+from edgekit.export.audit.record import Audit
 from edgekit.export.manifest import AnyManifest, FileRecord, Manifest
 from edgekit.interval import Interval
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
-from edgekit.export.mcnemar import McNemar, mcnemar_of_counts
+from edgekit.export.choice.mcnemar import McNemar, mcnemar_of_counts
 from edgekit.interval import Interval
 
 BoolArray = NDArray[np.bool_]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError
-from edgekit.export.audit import check_precision
+from edgekit.export.audit.audit import check_precision
 from edgekit.export.exporters import Conversion, write_file
 from edgekit.export.manifest import PortRecord
 from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, failures

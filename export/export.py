@@ -21,9 +21,9 @@ from edgekit.data import ImageDataset, load_dataset
 from edgekit.errors import LoadError, UsageError, VerificationError
 from edgekit.export.attempt import Attempt as Attempt
 from edgekit.export.attempt import Workshop
-from edgekit.export.auto import choose_precision
-from edgekit.export.auto_table import COLUMNS, table_rows, title
-from edgekit.export.candidates import ChoiceConfig
+from edgekit.export.choice.auto import choose_precision
+from edgekit.export.choice.candidates import ChoiceConfig
+from edgekit.export.choice.table import COLUMNS, table_rows, title
 from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
 from edgekit.export.export_clips import ExportClips
 from edgekit.export.export_pictures import ExportPictures

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit.clips import load_clips, read_clip
 from edgekit.data import ImageDataset, Sample, content_hashes
-from edgekit.export.calibration import check_no_overlap
+from edgekit.export.calibration.statistics import check_no_overlap
 from edgekit.export.export_pictures import ExportPictures, spread
 from edgekit.export.golden import RAW, Golden
 from edgekit.export.session import FloatArray, Outputs

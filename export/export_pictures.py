@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.data import ImageDataset, Sample, content_hashes
-from edgekit.export.calibration import check_no_overlap
+from edgekit.export.calibration.statistics import check_no_overlap
 from edgekit.export.golden import INPUTS, Golden, choose_raw
 from edgekit.export.session import FloatArray, Outputs
 from edgekit.preprocess import Preprocess, load_batch

@@ -18,7 +18,7 @@ from edgekit.export.session import FloatArray
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgekit.export.calibration import Histograms
+    from edgekit.export.calibration.statistics import Histograms
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Conversion:
 
     @cached_property
     def rounded(self) -> nn.Module:
-        """The model with its weights on the grid of 8 bits (`edgekit.export.weight_rounding`)."""
-        from edgekit.export.weight_rounding import least_quantized, with_rounded_weights
+        """The model with its weights on the grid of 8 bits (`edgekit.export.calibration.weight_rounding`)."""
+        from edgekit.export.calibration.weight_rounding import least_quantized, with_rounded_weights
 
         return with_rounded_weights(self.model, self.batches(), least_quantized(self.model))
 
@@ -72,7 +72,7 @@ class Conversion:
 
 
 def _onnx(conversion: Conversion, precision: Precision, out: Path) -> None:
-    from edgekit.export.onnx import export_onnx
+    from edgekit.export.onnx.convert import export_onnx
 
     def make_float(path: Path) -> None:
         export_onnx(
@@ -89,9 +89,9 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> None:
         make_float(out)
         return
     base = conversion.base("onnx", make_float)
-    from edgekit.export.onnx_fp16 import halve_onnx
-    from edgekit.export.onnx_int8 import Int8Config, quantize_onnx
-    from edgekit.export.onnx_weights import quantize_onnx_dynamic, quantize_onnx_weights
+    from edgekit.export.onnx.fp16 import halve_onnx
+    from edgekit.export.onnx.int8 import Int8Config, quantize_onnx
+    from edgekit.export.onnx.weights import quantize_onnx_dynamic, quantize_onnx_weights
 
     def static(config: Int8Config) -> None:
         conversion.keep("onnx", quantize_onnx(base, out, conversion.batches, config).statistics)
@@ -107,7 +107,7 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> None:
 
 
 def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
-    from edgekit.export.tflite import export_tflite
+    from edgekit.export.tflite.convert import export_tflite
 
     def make_float(path: Path) -> None:
         export_tflite(
@@ -124,11 +124,11 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
         return
     base = conversion.base("tflite", make_float)
     if precision == "fp16":
-        from edgekit.export.tflite_fp16 import halve_tflite
+        from edgekit.export.tflite.fp16 import halve_tflite
 
         halve_tflite(base, out)
         return
-    from edgekit.export.tflite_int8 import TfliteMode, TfliteQuantConfig, quantize_tflite
+    from edgekit.export.tflite.int8 import TfliteMode, TfliteQuantConfig, quantize_tflite
 
     modes: Mapping[Precision, TfliteMode] = {
         "int8": "static",
@@ -141,7 +141,7 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
 
 
 def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
-    from edgekit.export.coreml import export_coreml, palettize_weights, quantize_weights
+    from edgekit.export.coreml.convert import export_coreml, palettize_weights, quantize_weights
 
     def make_float(path: Path, arithmetic: Precision = "fp16", model: nn.Module = conversion.model) -> None:
         export_coreml(
@@ -158,12 +158,12 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
         make_float(out, precision)
         return
     if precision == "w8a8":
-        from edgekit.export.coreml_activations import quantize_activations
+        from edgekit.export.coreml.activations import quantize_activations
 
         report = quantize_activations(conversion.base("coreml", make_float), out, conversion.batches)
         conversion.keep("coreml", report.statistics)
     elif precision in ("int8", "w8"):
-        from edgekit.export.weight_rounding import least_quantized
+        from edgekit.export.calibration.weight_rounding import least_quantized
 
         rounded = conversion.base("coreml", lambda path: make_float(path, "fp16", conversion.rounded), "rounded")
         quantize_weights(rounded, out, least_quantized(conversion.model))
@@ -172,7 +172,7 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
 
 
 def _saved_model(conversion: Conversion, precision: Precision, out: Path) -> None:
-    from edgekit.export.saved_model import export_saved_model
+    from edgekit.export.saved_model.convert import export_saved_model
 
     base = conversion.work / "of-saved-model.tflite"
     _tflite(conversion, precision, base)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from edgekit.export.audit import audit
+from edgekit.export.audit.audit import audit
 from edgekit.export.manifest import PortRecord
 
 Ports = tuple[PortRecord, ...]
@@ -15,7 +15,7 @@ def ports_of(path: Path) -> tuple[Ports, Ports]:
     """Return what a file takes and gives, in its own names, shapes, types and order.
 
     Raises:
-        LoadError: as `edgekit.export.audit.audit`.
+        LoadError: as `edgekit.export.audit.audit.audit`.
     """
     found = audit(path)
     inputs, outputs = (tuple(PortRecord(**asdict(port)) for port in side) for side in (found.inputs, found.outputs))

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.export.audit import audit
-from edgekit.export.audit_record import DYNAMIC, INT8
+from edgekit.export.audit.audit import audit
+from edgekit.export.audit.record import DYNAMIC, INT8
 from edgekit.export.contained import call_contained
 from edgekit.export.runtimes import format_of, open_session
 
@@ -128,7 +128,7 @@ def _medians(calls: list[Callable[[], object]]) -> list[float]:
 def _kernels(path: Path, threads: int) -> tuple[Kernels, ...]:
     if format_of(path) != "onnx":
         return ()
-    from edgekit.export.onnx_session import profile
+    from edgekit.export.onnx.session import profile
 
     found = profile(path, threads, ROUNDS)
     return tuple(Kernels(kernel.operator, kernel.count, kernel.time_s) for kernel in found)
@@ -175,7 +175,7 @@ def _onnx_products(folder: Path, threads: int) -> dict[str, Callable[[], object]
 
 def _tflite_products(folder: Path, threads: int) -> dict[str, Callable[[], object]]:
     """Return the product in LiteRT (XNNPACK): a fully connected layer in float32, and in signed 8 bits."""
-    from edgekit.export.tflite_session import LiteRTModel
+    from edgekit.export.tflite.session import LiteRTModel
 
     values = _operands()
     calls: dict[str, Callable[[], object]] = {}
@@ -191,7 +191,7 @@ def _fully_connected(weights: Any, *, coded: bool) -> bytes:
     """Return a .tflite file of one layer, (SIDE, SIDE) by (SIDE, SIDE), with a bias."""
     from ai_edge_litert.tools import flatbuffer_utils
 
-    from edgekit.export.tflite_graph import Graph, schema
+    from edgekit.export.tflite.graph import Graph, schema
 
     made = schema()
     model, subgraph, code = made.ModelT(), made.SubGraphT(), made.OperatorCodeT()

@@ -31,27 +31,27 @@ SUFFIX_OF: Mapping[Format, str] = {form: suffix for suffix, form in SUFFIXES.ite
 
 
 def _onnxruntime(path: Path, threads: int) -> Session:
-    from edgekit.export.onnx_session import OnnxSession
+    from edgekit.export.onnx.session import OnnxSession
 
     return OnnxSession(path, threads)
 
 
 def _litert(path: Path, threads: int) -> Session:
-    from edgekit.export.tflite_session import LiteRTSession
+    from edgekit.export.tflite.session import LiteRTSession
 
     return LiteRTSession(path, threads)
 
 
 def _mil(path: Path, threads: int) -> Session:
     try:
-        from edgekit.export.mil import MilSession
+        from edgekit.export.mil.interpreter import MilSession
     except ModuleNotFoundError as e:
         raise MissingExtraError(e.name or "torch", "coreml", "Running an .mlpackage away from a Mac") from e
     return MilSession(path, threads)
 
 
 def _tensorflow(path: Path, threads: int) -> Session:
-    from edgekit.export.saved_model import SavedModelSession
+    from edgekit.export.saved_model.convert import SavedModelSession
 
     return SavedModelSession(path, threads)
 

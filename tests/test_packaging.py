@@ -104,7 +104,8 @@ def test_every_import_of_ours_is_spelled_edgekit() -> None:
 def test_modules_that_run_artifacts_load_no_torch() -> None:
     """`verify` runs on a device without torch: what it imports at the top, and what that imports, must not need it."""
     code = (
-        "import sys, edgekit.export.verify, edgekit.export.runtimes, edgekit.cli.verify; print('torch' in sys.modules)"
+        "import sys, edgekit.export.verify.bundle, edgekit.export.runtimes, edgekit.cli.verify; "
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

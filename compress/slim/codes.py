@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.errors import DataError, UsageError
-from edgekit.export.tflite_plan import LOGISTIC_CODES
-from edgekit.export.tflite_static import activation_codes
+from edgekit.export.tflite.plan import LOGISTIC_CODES
+from edgekit.export.tflite.static import activation_codes
 
 Observe = Callable[["ActivationCodes", Tensor], None]
 SMALLEST_SCALE = 1e-9

@@ -1,7 +1,7 @@
 """Which tensors each runtime's int8 file holds in 8 bits, put as fake quantization into a folded student.
 
-The tables of the exporters, said in terms of modules: `edgekit.export.tflite_plan` for LiteRT,
-`edgekit.export.onnx_int8.choose` for ONNX Runtime.
+The tables of the exporters, said in terms of modules: `edgekit.export.tflite.plan` for LiteRT,
+`edgekit.export.onnx.int8.choose` for ONNX Runtime.
 
 | tensor | LiteRT | ONNX Runtime |
 |---|---|---|
@@ -34,14 +34,14 @@ from edgekit.compress.slim.codes import (
     code_weights,
     set_ranges,
 )
-from edgekit.export.calibration import Histograms, Observe, collect
-from edgekit.export.onnx_int8 import Int8Config
-from edgekit.export.ranges import RangeConfig
+from edgekit.export.calibration.ranges import RangeConfig
+from edgekit.export.calibration.statistics import Histograms, Observe, collect
+from edgekit.export.onnx.int8 import Int8Config
 from edgekit.export.rewrites.layers import BmmCore, ConvAct
 from edgekit.export.rewrites.mobilevit import TokenMobileVitBlock, TokenTransformer
 from edgekit.export.rewrites.mobilevitv2 import TokenLinearTransformer, TokenMobileVitV2Block
 from edgekit.export.session import FloatArray
-from edgekit.export.tflite_repair import SILU_FLOOR
+from edgekit.export.tflite.repair import SILU_FLOOR
 from edgekit.models.student import Student
 
 Runtime = Literal["tflite", "onnx"]
@@ -198,7 +198,7 @@ def calibrate(
         config: how ranges are chosen.
 
     Raises:
-        DataError: see `edgekit.export.calibration.collect`.
+        DataError: see `edgekit.export.calibration.statistics.collect`.
     """
     ranges = _statistics(student, batches).ranges(config)
     _join_concatenations(student, ranges)

@@ -105,11 +105,11 @@ def _kind(run: Path) -> Kind:
 def _exporter(kind: Kind) -> Callable[..., list[Attempt]]:
     """Return what exports a run of this kind."""
     if kind == "clip":
-        from edgekit.export.clip_export import export_clip_run
+        from edgekit.export.clip.export import export_clip_run
 
         return export_clip_run
     if kind == "text":
-        from edgekit.export.text_export import export_text_run
+        from edgekit.export.text.export import export_text_run
 
         return export_text_run
     from edgekit.export.export import export_run

@@ -13,8 +13,8 @@ import click
 from edgekit.cli.inspect_report import bundle_row, report_lines, roofline_lines
 from edgekit.cli.options import EXISTING, make_terminal, talk_options
 from edgekit.errors import EXIT_LOAD, EXIT_NEGATIVE, EXIT_OK, EdgekitError, LoadError, MissingExtraError, UsageError
-from edgekit.export.audit import audit_contained, audit_runtime_contained, precision_reasons
-from edgekit.export.audit_record import Audit, RuntimeAudit
+from edgekit.export.audit.audit import audit_contained, audit_runtime_contained, precision_reasons
+from edgekit.export.audit.record import Audit, RuntimeAudit
 from edgekit.export.manifest import MANIFEST_FILE, FileRecord, read_any_manifest, resolve
 from edgekit.export.parity import Precision
 from edgekit.terminal import Terminal, print_json
@@ -106,7 +106,7 @@ def _inspect_file(path: Path, extras: _Extras, terminal: Terminal, as_json: bool
     _warn(terminal, path, look)
     values = look.to_dict()
     if extras.png is not None:
-        from edgekit.export.audit_picture import draw_precision
+        from edgekit.export.audit.picture import draw_precision
 
         draw_precision(look.found, extras.png)
         terminal.say(f"picture     {extras.png}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
-from edgekit.export.audit_record import DYNAMIC, INT8, Audit, Port, RuntimeAudit
+from edgekit.export.audit.record import DYNAMIC, INT8, Audit, Port, RuntimeAudit
 from edgekit.export.manifest import FileRecord
 from edgekit.export.roofline import SIDE, Roofline
 from edgekit.printable import printable

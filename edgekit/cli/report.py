@@ -147,8 +147,8 @@ def _value(value: object) -> float:
 def _bundle(path: Path, terminal: Terminal, *, audit: bool) -> Bundle:
     """Read a bundle's manifest, and in a process of its own each file."""
     from edgekit.bench.report_bundle import Bundle
-    from edgekit.export.audit import audit_contained
-    from edgekit.export.audit_record import Audit
+    from edgekit.export.audit.audit import audit_contained
+    from edgekit.export.audit.record import Audit
     from edgekit.export.manifest import read_any_manifest, resolve
 
     manifest = read_any_manifest(path)

@@ -36,7 +36,7 @@ def search(images: Path, query: str, **options: Any) -> None:
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.export import search as stage
+    from edgekit.export.search import search as stage
 
     config = stage.SearchConfig(
         images,

@@ -13,7 +13,7 @@ from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, LoadError, UsageError
 from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
-    from edgekit.export.check import Check
+    from edgekit.export.verify.check import Check
 
 
 @click.command()
@@ -39,7 +39,7 @@ def verify(path: Path, **options: Any) -> int:
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
-    from edgekit.export.check import summary
+    from edgekit.export.verify.check import summary
 
     checks = _checks(path, options)
     terminal.table(
@@ -59,11 +59,11 @@ def verify(path: Path, **options: Any) -> int:
 
 def _checks(path: Path, options: Mapping[str, Any]) -> list[Check]:
     """Do what was asked for: against a run in PyTorch, or against the manifest and golden vectors of a bundle."""
-    from edgekit.export.clip_bundle import is_clip_bundle
+    from edgekit.export.clip.bundle import is_clip_bundle
     from edgekit.export.manifest import MANIFEST_FILE
-    from edgekit.export.tensorflow_lite import tensorflow_python
-    from edgekit.export.verify import verify_bundle
-    from edgekit.export.verify_clip import verify_clip
+    from edgekit.export.tflite.tensorflow import tensorflow_python
+    from edgekit.export.verify.bundle import verify_bundle
+    from edgekit.export.verify.clip import verify_clip
 
     threads, tensorflow = options["threads"], None
     if options["runtime"] == "tensorflow":
@@ -73,7 +73,7 @@ def _checks(path: Path, options: Mapping[str, Any]) -> list[Check]:
     if options["reference"] is not None:
         if tensorflow is not None:
             raise UsageError("--reference and --runtime tensorflow exclude each other; give one")
-        from edgekit.export.verify_reference import verify_against
+        from edgekit.export.verify.reference import verify_against
 
         return verify_against(path, options["reference"], options["data"], threads)
     if is_clip_bundle(path):

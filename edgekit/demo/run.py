@@ -32,7 +32,7 @@ from edgekit.errors import VerificationError
 from edgekit.export.attempt import Attempt
 from edgekit.export.export import ExportConfig, export_run
 from edgekit.export.runtimes import FORMATS
-from edgekit.export.verify import verify_bundle
+from edgekit.export.verify.bundle import verify_bundle
 from edgekit.interval import wilson
 from edgekit.terminal import Terminal, percent
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.export.tflite_graph import schema
+from edgekit.export.tflite.graph import schema
 from tests.bench.tiny_for_tests import SIZE
 
 LABELS = ("background", "c blue", "B_Green", "nothing, empty", "a red, scarlet")

@@ -22,7 +22,7 @@ from edgekit.cli.main import run as cli
 from edgekit.cli.report import read_training
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.errors import VerificationError
-from edgekit.export.audit import audit
+from edgekit.export.audit.audit import audit
 from edgekit.export.manifest import read_manifest
 from tests.bench.reports_for_tests import made_report
 from tests.bench.tiny_for_tests import write_bundle, write_classifier

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.export.clip_bundle import read_clip_record
+from edgekit.export.clip.bundle import read_clip_record
 from edgekit.export.manifest import read_manifest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "clip_to_phone.sh"

@@ -70,9 +70,7 @@ def test_qat_leaves_a_run_that_is_exported(distilled: Path, tmp_path: Path, caps
     assert before.state_dict().keys() == after.state_dict().keys()
     assert not torch.equal(before.projection.weight, after.projection.weight)
     bundle = tmp_path / "bundle"
-    code = run(
-        ["export", str(out), "--format", "onnx", "--precision", "fp32,int8", "-o", str(bundle), "-q"]
-    )
+    code = run(["export", str(out), "--format", "onnx", "--precision", "fp32,int8", "-o", str(bundle), "-q"])
     assert code in (0, 1), capsys.readouterr().err  # a net of one epoch may fail the gate of agreement
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["files"][0]["parity"]["agreement"]["value"] == 1.0

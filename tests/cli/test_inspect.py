@@ -13,7 +13,7 @@ import pytest
 
 from edgekit.cli.main import run
 from edgekit.errors import EdgekitError
-from edgekit.export.audit import audit_runtime_contained
+from edgekit.export.audit.audit import audit_runtime_contained
 from edgekit.export.manifest import MANIFEST_FILE, sha256_of
 from tests.damage_for_tests import damaged_copies
 from tests.export.artifacts_for_tests import Artifacts, artifacts
@@ -200,7 +200,7 @@ _READ_ALL = """
 import json, sys
 from pathlib import Path
 from edgekit.errors import EdgekitError
-from edgekit.export.audit import audit
+from edgekit.export.audit.audit import audit
 
 for name in json.loads(sys.argv[1]):
     try:

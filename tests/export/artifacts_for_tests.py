@@ -89,10 +89,10 @@ def artifacts() -> Artifacts:
 def _onnx(root: Path) -> dict[str, Path]:
     import onnx
 
-    from edgekit.export.onnx import export_onnx
-    from edgekit.export.onnx_fp16 import halve_onnx
-    from edgekit.export.onnx_int8 import quantize_onnx
-    from edgekit.export.onnx_weights import quantize_onnx_dynamic, quantize_onnx_weights
+    from edgekit.export.onnx.convert import export_onnx
+    from edgekit.export.onnx.fp16 import halve_onnx
+    from edgekit.export.onnx.int8 import quantize_onnx
+    from edgekit.export.onnx.weights import quantize_onnx_dynamic, quantize_onnx_weights
 
     names = ("fp32", "free batch", "fp16", "fp16 arithmetic", "int8", "int8-dynamic", "int8-weights", "external")
     paths = {f"onnx {name}": root / f"{name.replace(' ', '-')}.onnx" for name in names}
@@ -110,9 +110,9 @@ def _onnx(root: Path) -> dict[str, Path]:
 
 
 def _tflite(root: Path) -> dict[str, Path]:
-    from edgekit.export.tflite import export_tflite
-    from edgekit.export.tflite_fp16 import halve_tflite
-    from edgekit.export.tflite_int8 import TfliteQuantConfig, quantize_tflite
+    from edgekit.export.tflite.convert import export_tflite
+    from edgekit.export.tflite.fp16 import halve_tflite
+    from edgekit.export.tflite.int8 import TfliteQuantConfig, quantize_tflite
 
     paths = {f"tflite {name}": root / f"{name}.tflite" for name in ("fp32", "fp16", "int8", "int8-dynamic")}
     base = paths["tflite fp32"]
@@ -126,8 +126,8 @@ def _tflite(root: Path) -> dict[str, Path]:
 def _coreml(root: Path) -> dict[str, Path]:
     from coremltools.optimize import coreml as optimize
 
-    from edgekit.export.coreml import export_coreml, quantize_weights
-    from edgekit.export.mil_package import import_coremltools
+    from edgekit.export.coreml.convert import export_coreml, quantize_weights
+    from edgekit.export.mil.package import import_coremltools
     from edgekit.export.quiet import quiet
 
     names = ("fp32", "fp16", "int8-weights", "palette")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.export.mil_executor import TORCH_TYPES, Executor
-from edgekit.export.mil_package import _BlobReader, import_coremltools
-from edgekit.export.mil_program import Program, parse_program
+from edgekit.export.mil.executor import TORCH_TYPES, Executor
+from edgekit.export.mil.package import _BlobReader, import_coremltools
+from edgekit.export.mil.program import Program, parse_program
 from edgekit.export.quiet import quiet
 
 ct = import_coremltools()

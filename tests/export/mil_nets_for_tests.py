@@ -11,7 +11,7 @@ import torch
 from mil_for_tests import ct, floats
 from torch import nn
 
-from edgekit.export.mil import MilProgram
+from edgekit.export.mil.interpreter import MilProgram
 from edgekit.export.quiet import quiet
 
 FP32_MAX_ABS = 1e-3  # the product's own limit on logits; what is seen is 1e-6

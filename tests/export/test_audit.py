@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edgekit.export.audit import audit, audit_contained, audit_runtime, check_precision, stored_precision
-from edgekit.export.audit_picture import COLOURS, draw_precision, rows_of
-from edgekit.export.audit_record import DYNAMIC, INT8, UNPACK, Audit, Op, Weights, precision_of
+from edgekit.export.audit.audit import audit, audit_contained, audit_runtime, check_precision, stored_precision
+from edgekit.export.audit.picture import COLOURS, draw_precision, rows_of
+from edgekit.export.audit.record import DYNAMIC, INT8, UNPACK, Audit, Op, Weights, precision_of
 from edgekit.export.parity import Precision
 from edgekit.export.quiet import quiet
 from tests.export.artifacts_for_tests import METADATA, SIZE, Artifacts, SmallNet, artifacts, small_net

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import LoadError
-from edgekit.export.audit import audit, audit_runtime
-from edgekit.export.audit_record import INT8, Op
-from edgekit.export.tflite_graph import Graph
+from edgekit.export.audit.audit import audit, audit_runtime
+from edgekit.export.audit.record import INT8, Op
+from edgekit.export.tflite.graph import Graph
 from tests.export.artifacts_for_tests import Artifacts, SmallNet, artifacts, batches
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.export.attempt import Workshop
-from edgekit.export.audit import audit, check_precision
-from edgekit.export.auto import choose_precision
-from edgekit.export.auto_table import COLUMNS, table_rows, title
-from edgekit.export.candidates import ChoiceConfig
-from edgekit.export.coreml import export_coreml, palettize_weights
+from edgekit.export.audit.audit import audit, check_precision
+from edgekit.export.choice.auto import choose_precision
+from edgekit.export.choice.candidates import ChoiceConfig
+from edgekit.export.choice.table import COLUMNS, table_rows, title
+from edgekit.export.coreml.convert import export_coreml, palettize_weights
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.exporters import Conversion
 from edgekit.export.precisions import CANDIDATES

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError, LoadError
-from edgekit.export.calibration import BINS, ZERO_RANGE, Histograms, check_no_overlap, collect
-from edgekit.export.ranges import (
+from edgekit.export.calibration.ranges import (
     RANGE_METHODS,
     Distribution,
     RangeConfig,
@@ -22,6 +21,7 @@ from edgekit.export.ranges import (
     kl_divergence,
     quantization_error,
 )
+from edgekit.export.calibration.statistics import BINS, ZERO_RANGE, Histograms, check_no_overlap, collect
 from edgekit.export.session import FloatArray
 
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgekit.errors import UsageError
-from edgekit.export.candidates import Candidate, ChoiceConfig, choose, measure, reasons
-from edgekit.export.onnx import export_onnx
-from edgekit.export.onnx_session import OnnxSession
-from edgekit.export.onnx_weights import quantize_onnx_weights
-from edgekit.export.paired import accuracy_drop, mcnemar_mid_p, speedup
+from edgekit.export.choice.candidates import Candidate, ChoiceConfig, choose, measure, reasons
+from edgekit.export.choice.paired import accuracy_drop, mcnemar_mid_p, speedup
+from edgekit.export.choice.sensitivity import worst_layers
+from edgekit.export.onnx.convert import export_onnx
+from edgekit.export.onnx.session import OnnxSession
+from edgekit.export.onnx.weights import quantize_onnx_weights
 from edgekit.export.precisions import AUTO, PRECISIONS, in_format, parse_precisions
 from edgekit.export.runtimes import FORMATS
-from edgekit.export.sensitivity import worst_layers
 from edgekit.export.session import FloatArray, Outputs
 from edgekit.interval import Interval
 from tests.export.nets_for_tests import TwoHeads, pictures

@@ -17,16 +17,16 @@ from captioned_for_tests import train_small_clip
 from edgekit.captions import load_captions, split_captions
 from edgekit.cli.main import run as edgekit
 from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
-from edgekit.export.clip_bundle import CLIP_RECORD, read_clip_record
-from edgekit.export.clip_deploy import CaptionTower, ImageTower
-from edgekit.export.clip_export import export_clip_run
+from edgekit.export.clip.bundle import CLIP_RECORD, read_clip_record
+from edgekit.export.clip.deploy import CaptionTower, ImageTower
+from edgekit.export.clip.export import export_clip_run
 from edgekit.export.export import ExportConfig
 from edgekit.export.manifest import MANIFEST_FILE, read_any_manifest, sha256_of
 from edgekit.export.runtimes import open_session
 from edgekit.export.session import run_batched
-from edgekit.export.text_golden import bundled_tokenizer
-from edgekit.export.text_session import open_text_session, run_texts
-from edgekit.export.verify_clip import verify_clip
+from edgekit.export.text.golden import bundled_tokenizer
+from edgekit.export.text.session import open_text_session, run_texts
+from edgekit.export.verify.clip import verify_clip
 from edgekit.models.caption_tokenizer import CaptionTokenizer
 from edgekit.models.clip import Clip, create_clip, load_clip, save_clip
 from edgekit.models.clip_spec import ClipSpec

@@ -43,7 +43,7 @@ def test_a_memory_bomb_is_one_line() -> None:
 
 def test_our_errors_keep_their_kind_and_message(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"nowhere\.onnx is not there"):
-        call_contained("edgekit.export.audit:audit_values", str(tmp_path / "nowhere.onnx"))
+        call_contained("edgekit.export.audit.audit:audit_values", str(tmp_path / "nowhere.onnx"))
     with pytest.raises(UsageError, match="'onxx' is not known; did you mean 'onnx'"):
         call_contained("edgekit.export.runtimes:parse_formats", "onxx")
 
@@ -53,7 +53,7 @@ def test_a_missing_extra_is_still_one(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "model.onnx").write_bytes(b"x" * 16)
     with pytest.raises(MissingExtraError, match=r"needs the package 'onnx': pip install 'edgekit\[onnx\]'$"):
-        call_contained("edgekit.export.audit:audit_values", str(tmp_path / "model.onnx"))
+        call_contained("edgekit.export.audit.audit:audit_values", str(tmp_path / "model.onnx"))
 
 
 def test_other_errors_are_one_printable_line() -> None:
@@ -67,4 +67,4 @@ def test_the_working_folder_cannot_pose_as_a_library(tmp_path: Path, monkeypatch
     (tmp_path / "model.onnx").write_bytes(b"x" * 16)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LoadError, match="damaged or of another type"):
-        call_contained("edgekit.export.audit:audit_values", str(tmp_path / "model.onnx"))
+        call_contained("edgekit.export.audit.audit:audit_values", str(tmp_path / "model.onnx"))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.export.audit import check_precision
-from edgekit.export.coreml import export_coreml, quantize_weights
-from edgekit.export.mil import MilProgram, MilSession
-from edgekit.export.mil_package import read_package
+from edgekit.export.audit.audit import check_precision
+from edgekit.export.coreml.convert import export_coreml, quantize_weights
+from edgekit.export.mil.interpreter import MilProgram, MilSession
+from edgekit.export.mil.package import read_package
 from tests.tolerances import FP32_EXPORT
 
 CLASSES = ("clapping", "cycling", "dancing", "eating soup")

@@ -10,15 +10,15 @@ import pytest
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError, UsageError
-from edgekit.export.audit import check_precision
-from edgekit.export.coreml import export_coreml
-from edgekit.export.coreml_activations import ActivationConfig, quantize_activations
-from edgekit.export.mil import MilProgram, MilSession
-from edgekit.export.mil_program import Constant
+from edgekit.export.audit.audit import check_precision
+from edgekit.export.coreml.activations import ActivationConfig, quantize_activations
+from edgekit.export.coreml.convert import export_coreml
+from edgekit.export.mil.interpreter import MilProgram, MilSession
+from edgekit.export.mil.program import Constant
 from edgekit.export.parity import snr_db
 from edgekit.export.runtimes import size_bytes
 from edgekit.export.session import run_batched
-from edgekit.export.tflite_repair import SILU_FLOOR
+from edgekit.export.tflite.repair import SILU_FLOOR
 from tests.export.nets_for_tests import TwoHeads, pictures
 
 SIZE = 64

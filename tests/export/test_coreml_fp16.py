@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekit.export.coreml import export_coreml
-from edgekit.export.coreml_fp16 import ScaledLayerNorm, prepared_for_fp16, rounded_keeping_sum
-from edgekit.export.mil import MilSession
+from edgekit.export.coreml.convert import export_coreml
+from edgekit.export.coreml.fp16 import ScaledLayerNorm, prepared_for_fp16, rounded_keeping_sum
+from edgekit.export.mil.interpreter import MilSession
 
 
 class LoudNet(nn.Module):

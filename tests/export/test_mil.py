@@ -15,8 +15,8 @@ from mil_nets_for_tests import converted, exported, pictures, run, stored, stude
 from torch import nn
 
 from edgekit.errors import UsageError
-from edgekit.export.mil import NOTE, MilProgram, MilSession
-from edgekit.export.mil_blob import PackageError
+from edgekit.export.mil.blob import PackageError
+from edgekit.export.mil.interpreter import NOTE, MilProgram, MilSession
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from mil_for_tests import assert_same, ct, cto
 from mil_nets_for_tests import FP32_MAX_ABS, converted, exported, only_output, pictures, run, snr_db, stored, student
 from torch import nn
 
-from edgekit.export.mil import MilProgram
+from edgekit.export.mil.interpreter import MilProgram
 from edgekit.export.quiet import quiet
 
 FP16_SNR_DB = {"mobilevit_xxs": 50.0, "mobilevitv2_050": 45.0}  # v2 divides by a rounded standard deviation 21 times

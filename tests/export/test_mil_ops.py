@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mil_for_tests import assert_same, ct, floats, inferred, interpreted, mb
 from scipy.special import erf
 
-from edgekit.export.mil_ops import OPS
+from edgekit.export.mil.ops import OPS
 
 Formula = Callable[..., np.ndarray]
 few = settings(max_examples=4, deadline=None, derandomize=True)

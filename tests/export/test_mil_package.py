@@ -13,10 +13,10 @@ import pytest
 from mil_for_tests import ct, floats, mb
 
 from edgekit.errors import EdgekitError
-from edgekit.export import mil_package
-from edgekit.export.mil import MilProgram, MilSession
-from edgekit.export.mil_blob import BlobFile, PackageError, decode
-from edgekit.export.mil_kernel import ProgramError, UnknownOpError
+from edgekit.export.mil import package as mil_package
+from edgekit.export.mil.blob import BlobFile, PackageError, decode
+from edgekit.export.mil.interpreter import MilProgram, MilSession
+from edgekit.export.mil.kernel import ProgramError, UnknownOpError
 from edgekit.export.quiet import quiet
 
 SPEC = "Data/com.apple.CoreML/model.mlmodel"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mil_for_tests import Build, assert_same, ct, floats, inferred, interpreted, mb
 
-from edgekit.export.mil_kernel import ProgramError
+from edgekit.export.mil.kernel import ProgramError
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4)

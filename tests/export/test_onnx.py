@@ -13,9 +13,9 @@ import torch
 from onnx import helper, numpy_helper
 
 from edgekit.errors import DataError, LoadError, UsageError
-from edgekit.export.onnx import export_naive, export_onnx
-from edgekit.export.onnx_fp16 import halve_onnx
-from edgekit.export.onnx_session import OnnxSession, profile
+from edgekit.export.onnx.convert import export_naive, export_onnx
+from edgekit.export.onnx.fp16 import halve_onnx
+from edgekit.export.onnx.session import OnnxSession, profile
 from edgekit.export.session import FloatArray
 from tests.export.nets_for_tests import TwoHeads, pictures
 from tests.tolerances import FP32_EXPORT

@@ -13,12 +13,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edgekit.errors import DataError, LoadError, UsageError
-from edgekit.export.onnx import export_naive, export_onnx
-from edgekit.export.onnx_graph import OnnxGraph
-from edgekit.export.onnx_int8 import Int8Config, quantize_onnx
-from edgekit.export.onnx_session import OnnxSession, profile
-from edgekit.export.onnx_surgery import fuse_silu, open_attention
-from edgekit.export.onnx_weights import quantize_onnx_dynamic, quantize_onnx_weights
+from edgekit.export.onnx.convert import export_naive, export_onnx
+from edgekit.export.onnx.graph import OnnxGraph
+from edgekit.export.onnx.int8 import Int8Config, quantize_onnx
+from edgekit.export.onnx.session import OnnxSession, profile
+from edgekit.export.onnx.surgery import fuse_silu, open_attention
+from edgekit.export.onnx.weights import quantize_onnx_dynamic, quantize_onnx_weights
 from edgekit.export.session import FloatArray
 from tests.export.nets_for_tests import TwoHeads, pictures
 

@@ -14,14 +14,14 @@ from nets_for_tests import TwoHeads, pictures
 from whole_path_for_tests import WholePath
 
 from edgekit.errors import DataError, LoadError, MissingExtraError, UsageError
-from edgekit.export.audit import audit, check_precision
+from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.manifest import read_manifest
 from edgekit.export.precisions import parse_precisions
 from edgekit.export.runtimes import FORMATS, open_session, parse_formats
-from edgekit.export.saved_model import export_saved_model
-from edgekit.export.tensorflow_lite import PYTHON_VARIABLE, tensorflow_python
-from edgekit.export.tflite import export_tflite
-from edgekit.export.verify import verify_bundle
+from edgekit.export.saved_model.convert import export_saved_model
+from edgekit.export.tflite.convert import export_tflite
+from edgekit.export.tflite.tensorflow import PYTHON_VARIABLE, tensorflow_python
+from edgekit.export.verify.bundle import verify_bundle
 from tests.cli.commands_for_tests import call
 from tests.tolerances import FP32_EXPORT
 

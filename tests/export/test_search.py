@@ -18,11 +18,11 @@ from PIL import Image
 from edgekit.atomic import WriteError
 from edgekit.cli.main import run as edgekit
 from edgekit.errors import DataError, LoadError, UsageError
-from edgekit.export.clip_export import export_clip_run
+from edgekit.export.clip.export import export_clip_run
 from edgekit.export.export import ExportConfig
 from edgekit.export.manifest import MANIFEST_FILE
-from edgekit.export.search import INDEX_FILE, SearchConfig, SearchResult, search
-from edgekit.export.search_index import PictureIndex, list_pictures, read_index, write_index
+from edgekit.export.search.index import PictureIndex, list_pictures, read_index, write_index
+from edgekit.export.search.search import INDEX_FILE, SearchConfig, SearchResult, search
 from edgekit.models.clip import load_clip
 from edgekit.preprocess import load_batch
 from edgekit.terminal import Terminal
@@ -201,7 +201,7 @@ def test_a_swapped_file_is_not_run(bundle: Path, pictures: Path, tmp_path: Path)
 
 
 def test_what_was_embedded_before_a_stop_is_kept(bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgekit.export.search as module
+    import edgekit.export.search.search as module
 
     real, calls = module._read, iter(range(100))
     monkeypatch.setattr(module, "_CHUNK", 8)

@@ -11,8 +11,8 @@ import pytest
 from whole_path_for_tests import WholePath
 
 from edgekit.errors import LoadError, MissingExtraError, UsageError
-from edgekit.export.tensorflow_lite import run_tensorflow, tensorflow_python
-from edgekit.export.verify import verify_bundle
+from edgekit.export.tflite.tensorflow import run_tensorflow, tensorflow_python
+from edgekit.export.verify.bundle import verify_bundle
 from tests.export.nets_for_tests import pictures
 
 

@@ -19,18 +19,18 @@ from edgekit.errors import DataError, EdgekitError, LoadError, UsageError, Verif
 from edgekit.export.export import ExportConfig
 from edgekit.export.manifest import MANIFEST_FILE, TextManifest, read_any_manifest, read_manifest, sha256_of
 from edgekit.export.session import FloatArray
-from edgekit.export.text_deploy import DeployText, TorchTextSession
-from edgekit.export.text_export import export_text_run
-from edgekit.export.text_golden import (
+from edgekit.export.text.deploy import DeployText, TorchTextSession
+from edgekit.export.text.export import export_text_run
+from edgekit.export.text.golden import (
     TOKENIZER_FILE,
     TextGolden,
     bundled_tokenizer,
     read_text_golden,
     write_text_golden,
 )
-from edgekit.export.text_session import open_text_session, run_texts
-from edgekit.export.verify import verify_bundle
-from edgekit.export.verify_reference import verify_against
+from edgekit.export.text.session import open_text_session, run_texts
+from edgekit.export.verify.bundle import verify_bundle
+from edgekit.export.verify.reference import verify_against
 from edgekit.models.text_classifier import load_text_classifier, save_text_classifier
 from edgekit.models.text_tokenizer import START, train_bpe
 from edgekit.terminal import Terminal
@@ -210,7 +210,7 @@ def test_fixed_files_refuse_other_shapes(bundle: Path) -> None:
 
 
 def test_a_file_that_loses_accuracy_does_not_pass(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgekit.export.text_attempt as module
+    import edgekit.export.text.attempt as module
 
     def biased(*given: object) -> dict[str, FloatArray]:
         found = run_texts(*given)  # type: ignore[arg-type]

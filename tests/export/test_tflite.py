@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import DataError, LoadError, UsageError
-from edgekit.export.calibration import Histograms
+from edgekit.export.calibration.statistics import Histograms
 from edgekit.export.session import FloatArray
-from edgekit.export.tflite import convert_float, export_tflite
-from edgekit.export.tflite_attention import split_attention
-from edgekit.export.tflite_fp16 import halve_tflite
-from edgekit.export.tflite_graph import Graph
-from edgekit.export.tflite_int8 import (
+from edgekit.export.tflite.attention import split_attention
+from edgekit.export.tflite.convert import convert_float, export_tflite
+from edgekit.export.tflite.fp16 import halve_tflite
+from edgekit.export.tflite.graph import Graph
+from edgekit.export.tflite.int8 import (
     QuantReport,
     TfliteQuantConfig,
     calibrate_tflite,
     precision_of,
     quantize_tflite,
 )
-from edgekit.export.tflite_peephole import transpose_right_operands
-from edgekit.export.tflite_plan import plan_static
-from edgekit.export.tflite_run import tensor_key
-from edgekit.export.tflite_session import LiteRTSession, partitions
-from edgekit.export.tflite_static import StaticQuantizer, activation_codes, quantize_weights
+from edgekit.export.tflite.peephole import transpose_right_operands
+from edgekit.export.tflite.plan import plan_static
+from edgekit.export.tflite.run import tensor_key
+from edgekit.export.tflite.session import LiteRTSession, partitions
+from edgekit.export.tflite.static import StaticQuantizer, activation_codes, quantize_weights
 from tests.export.nets_for_tests import TwoHeads, pictures
 from tests.tolerances import FP32_EXPORT
 
@@ -128,7 +128,7 @@ def test_int8_file_keeps_interface_and_metadata(exported: Exported) -> None:
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
 def test_int8_file_computes_nearly_the_same(exported: Exported, method: str, tmp_path: Path) -> None:
-    from edgekit.export.ranges import RangeConfig
+    from edgekit.export.calibration.ranges import RangeConfig
 
     config = TfliteQuantConfig(ranges=RangeConfig(method))  # type: ignore[arg-type]
     quantize_tflite(exported.path, tmp_path / "int8.tflite", exported.statistics, config)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from edgekit.errors import UsageError
 from edgekit.export.session import FloatArray, run_batched
-from edgekit.export.tflite import convert_float
-from edgekit.export.tflite_graph import Graph
-from edgekit.export.tflite_int8 import TfliteQuantConfig, calibrate_tflite, quantize_tflite
-from edgekit.export.tflite_plan import plan_static, silu_inputs
-from edgekit.export.tflite_repair import SILU_FLOOR, FloatSource, convolution_units, worst_operators
-from edgekit.export.tflite_session import LiteRTSession
+from edgekit.export.tflite.convert import convert_float
+from edgekit.export.tflite.graph import Graph
+from edgekit.export.tflite.int8 import TfliteQuantConfig, calibrate_tflite, quantize_tflite
+from edgekit.export.tflite.plan import plan_static, silu_inputs
+from edgekit.export.tflite.repair import SILU_FLOOR, FloatSource, convolution_units, worst_operators
+from edgekit.export.tflite.session import LiteRTSession
 from tests.export.nets_for_tests import pictures
 
 SIZE = 32

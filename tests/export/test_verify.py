@@ -16,13 +16,13 @@ import pytest
 from whole_path_for_tests import WholePath
 
 from edgekit.errors import LoadError
-from edgekit.export.calibration import Histograms
-from edgekit.export.check import Check
+from edgekit.export.calibration.statistics import Histograms
 from edgekit.export.manifest import GOLDEN_FILE, MANIFEST_FILE, sha256_of
-from edgekit.export.onnx_fp16 import halve_onnx
+from edgekit.export.onnx.fp16 import halve_onnx
 from edgekit.export.runtimes import size_bytes
-from edgekit.export.tflite_fp16 import halve_tflite
-from edgekit.export.verify import verify_bundle
+from edgekit.export.tflite.fp16 import halve_tflite
+from edgekit.export.verify.bundle import verify_bundle
+from edgekit.export.verify.check import Check
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_verify_needs_no_torch(bundle: Path, tmp_path: Path) -> None:
             f"raise ModuleNotFoundError('not installed here', name='{name}')\n"
         )
     script = (
-        "import sys; from pathlib import Path; from edgekit.export.verify import verify_bundle\n"
+        "import sys; from pathlib import Path; from edgekit.export.verify.bundle import verify_bundle\n"
         "names = ['model.fp32.onnx', 'model.int8.onnx', 'model.fp32.tflite', 'model.int8.tflite']\n"
         "checks = verify_bundle(Path(sys.argv[1]), only=names)\n"
         "core = verify_bundle(Path(sys.argv[1]), only=['model.fp32.mlpackage'])\n"

@@ -14,10 +14,10 @@ import pytest
 from whole_path_for_tests import WholePath
 
 from edgekit.errors import EdgekitError
-from edgekit.export.check import Check
 from edgekit.export.manifest import GOLDEN_FILE, MANIFEST_FILE, sha256_of
 from edgekit.export.runtimes import size_bytes
-from edgekit.export.verify import verify_bundle
+from edgekit.export.verify.bundle import verify_bundle
+from edgekit.export.verify.check import Check
 from tests.damage_for_tests import damaged
 
 COPIES = 200

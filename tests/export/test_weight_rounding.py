@@ -10,10 +10,16 @@ from nets_for_tests import TwoHeads, pictures
 from torch import Tensor, nn
 
 from edgekit.errors import DataError
-from edgekit.export.coreml import export_coreml, quantize_weights
-from edgekit.export.mil import MilSession
+from edgekit.export.calibration.weight_rounding import (
+    LEAST_WEIGHTS,
+    LEVELS,
+    least_quantized,
+    round_to_grid,
+    with_rounded_weights,
+)
+from edgekit.export.coreml.convert import export_coreml, quantize_weights
+from edgekit.export.mil.interpreter import MilSession
 from edgekit.export.rewrites.batchnorm import fold_batch_norms
-from edgekit.export.weight_rounding import LEAST_WEIGHTS, LEVELS, least_quantized, round_to_grid, with_rounded_weights
 
 
 def nearest(weights: Tensor) -> Tensor:

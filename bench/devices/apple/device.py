@@ -27,7 +27,7 @@ from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.timing import ColdStart, Timer
 from edgekit.bench.variants import by_unit
 from edgekit.errors import LoadError, MissingExtraError, UsageError
-from edgekit.export.coreml_session import PictureInput, open_package, picture_input
+from edgekit.export.coreml.session import PictureInput, open_package, picture_input
 from edgekit.export.runtimes import on_macos
 from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
 

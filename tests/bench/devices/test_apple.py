@@ -24,8 +24,8 @@ from edgekit.bench.devices.naming import DeviceOptions, open_device
 from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.errors import LoadError, UsageError
-from edgekit.export import coreml_session, verify_file
-from edgekit.export.coreml_session import (
+from edgekit.export.coreml import session as coreml_session
+from edgekit.export.coreml.session import (
     UNITS,
     CoreMLSession,
     PictureInput,
@@ -35,7 +35,8 @@ from edgekit.export.coreml_session import (
     picture_input,
 )
 from edgekit.export.manifest import read_manifest
-from edgekit.export.mil import MilSession
+from edgekit.export.mil.interpreter import MilSession
+from edgekit.export.verify import file as verify_file
 from tests.bench.tiny_for_tests import write_classifier
 
 SAY = DeviceOptions(lambda line: None)

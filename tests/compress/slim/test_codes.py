@@ -22,7 +22,7 @@ from edgekit.compress.slim.codes import (
     without_codes,
 )
 from edgekit.errors import DataError
-from edgekit.export.tflite_static import quantize_weights
+from edgekit.export.tflite.static import quantize_weights
 
 
 @pytest.mark.parametrize(("low", "high", "symmetric"), [(-1.0, 3.0, False), (0.0, 2.0, False), (-0.3, 0.2, True)])

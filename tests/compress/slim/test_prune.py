@@ -13,7 +13,7 @@ from edgekit.compress.slim.folding import folded, write_back
 from edgekit.compress.slim.prune import CHUNK, choose, importance_of, measure_costs, prunable, pruned
 from edgekit.errors import LoadError, UsageError
 from edgekit.export.deploy import DeployModel, TorchSession
-from edgekit.export.onnx import export_onnx
+from edgekit.export.onnx.convert import export_onnx
 from edgekit.export.runtimes import open_session
 from edgekit.models.checkpoint import load_student, save_student
 from edgekit.models.complexity import measure_complexity

@@ -14,13 +14,13 @@ from edgekit.compress.slim.codes import activation_points
 from edgekit.compress.slim.folding import folded
 from edgekit.compress.slim.simulate import Runtime, calibrate, simulate
 from edgekit.export.deploy import DeployModel, TorchSession
-from edgekit.export.onnx import export_onnx
-from edgekit.export.onnx_int8 import quantize_onnx
+from edgekit.export.onnx.convert import export_onnx
+from edgekit.export.onnx.int8 import quantize_onnx
 from edgekit.export.parity import snr_db
 from edgekit.export.runtimes import SUFFIX_OF, open_session
 from edgekit.export.session import run_batched
-from edgekit.export.tflite import export_tflite
-from edgekit.export.tflite_int8 import TfliteQuantConfig, quantize_tflite
+from edgekit.export.tflite.convert import export_tflite
+from edgekit.export.tflite.int8 import TfliteQuantConfig, quantize_tflite
 from edgekit.models.student import Student
 from tests.compress.slim.students_for_tests import SIZE, batches, shallow_student, some, student
 from tests.tolerances import SIMULATED_GAIN_DB
@@ -54,11 +54,11 @@ def noise_db(want: NDArray[np.float32], have: NDArray[np.float32]) -> float:
 def scales_in(path: Path) -> set[float]:
     """Return the scales of all activations of an int8 file."""
     if path.suffix == ".onnx":
-        from edgekit.export.onnx_graph import OnnxGraph, of_kind
+        from edgekit.export.onnx.graph import OnnxGraph, of_kind
 
         graph = OnnxGraph.read(path)
         return {float(graph.array(node.input[1])) for node in of_kind(graph.nodes, "QuantizeLinear")}
-    from edgekit.export.tflite_graph import Graph
+    from edgekit.export.tflite.graph import Graph
 
     file = Graph.read(path)
     found = set()

@@ -1,0 +1,1 @@
+"""Activation statistics, ranges from them, and weights rounded by what layers compute."""

@@ -1,0 +1,1 @@
+"""Which quantized file: measured, and explained."""

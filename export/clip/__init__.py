@@ -1,0 +1,1 @@
+"""A CLIP as two artifacts: its image and its text tower."""

@@ -1,0 +1,182 @@
+"""W8A8 for Core ML: activations of convolutions and linear layers as 8-bit codes, on ranges that are our own.
+
+coremltools 9.0 inserts the quantize and dequantize operations, but its calibrator needs macOS, and overwrites a range
+with every sample, so that only the last one counts. So the ranges come from `edgekit.export.calibration.statistics`,
+fed by the interpreter, which runs the same program on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import LoadError, UsageError
+from edgekit.export.calibration.ranges import RangeConfig
+from edgekit.export.calibration.statistics import Histograms, Observe, collect
+from edgekit.export.coreml.convert import coremltools_module, save_package
+from edgekit.export.mil.interpreter import MilProgram
+from edgekit.export.mil.program import Operation
+from edgekit.export.quiet import quiet
+from edgekit.export.session import FloatArray
+from edgekit.export.tflite.repair import SILU_FLOOR
+
+_PASSES = (
+    "compression::insert_prefix_quantize_dequantize_pair",
+    "compression::insert_suffix_quantize_dequantize_pair",
+    "common::dequantize_quantize_pair_elimination",
+)
+Batches = Callable[[], Iterable[FloatArray]]
+CODED = ("conv", "linear", "add", "avg_pool", "max_pool")
+"""Operations around which coremltools can put activations in 8 bits."""
+
+
+@dataclass(frozen=True)
+class ActivationConfig:
+    """Which activations are coded, and how their ranges are chosen.
+
+    Attributes:
+        ranges: from histograms to ranges.
+        operations: types of operations whose inputs and outputs are coded, of `CODED`. Sums cost more than they bring:
+            residual sums of tokens, which norms read, would be rounded.
+        heads: code the linear layers that read one row, too.
+    """
+
+    ranges: RangeConfig = field(default_factory=RangeConfig)
+    operations: tuple[str, ...] = ("conv", "linear")
+    heads: bool = False
+
+
+@dataclass(frozen=True)
+class ActivationReport:
+    """What came out.
+
+    Attributes:
+        coded: operations whose inputs and outputs are 8-bit codes, by type.
+        statistics: of the activations on the calibration images.
+    """
+
+    coded: Mapping[str, int]
+    statistics: Histograms
+
+
+def quantize_activations(
+    float_package: Path, out: Path, batches: Batches, config: ActivationConfig | None = None
+) -> ActivationReport:
+    """Write `out`, the program of a float16 package with 8-bit activations and 8-bit weights.
+
+    Activations are asymmetric codes of one range per tensor, weights symmetric, one scale per output channel.
+
+    Args:
+        float_package: a float16 package of `export_coreml`; it is not changed.
+        out: the package, written whole or not at all.
+        batches: gives the same calibration images (B, 3, H, W) float32 in [0, 1] each time it is called; from the
+            training split.
+        config: what is coded.
+
+    Raises:
+        DataError: see `edgekit.export.calibration.statistics.collect`.
+        LoadError: coremltools does not offer the passes that insert the codes.
+        MissingExtraError: coremltools is not installed.
+        UsageError: the program has nothing to code, or does not take one picture.
+    """
+    config = config or ActivationConfig()
+    program = MilProgram.load(float_package)
+    coded = [op for op in program.operations if op.type in config.operations and _is_coded(op, program, config)]
+    if not coded:
+        raise UsageError(f"{float_package.name} has no {' or '.join(config.operations)} to quantize; use w8 or fp16")
+    statistics = collect(_runner(program, _tensors(coded, program)), batches)
+    ranges = statistics.ranges(config.ranges)
+    for name in _silu_inputs(program):
+        if name in ranges:
+            ranges[name] = (max(ranges[name][0], SILU_FLOOR), ranges[name][1])
+    with quiet(), np.errstate(divide="ignore", invalid="ignore"):
+        save_package(_insert(float_package, [op.outputs[0][0] for op in coded], ranges), out)
+    counts = {kind: sum(op.type == kind for op in coded) for kind in config.operations}
+    return ActivationReport(counts, statistics)
+
+
+def _is_coded(op: Operation, program: MilProgram, config: ActivationConfig) -> bool:
+    """Return whether an operation reads computed values, many rows of them unless heads are wanted too."""
+    if not all(_names(op, key) for key in (("x", "y") if op.type == "add" else ("x",))):
+        return False
+    if any(name in program.constants for key in ("x", "y") for name in _names(op, key)):
+        return False
+    shape = op.outputs[0][1].shape
+    return config.heads or op.type != "linear" or int(np.prod([side or 1 for side in shape[:-1]])) > 1
+
+
+def _tensors(coded: Iterable[Operation], program: MilProgram) -> set[str]:
+    """Return the names of all tensors that need a range; of a picture the scaled pixels."""
+    found: set[str] = set()
+    for op in coded:
+        found.update(op.outputs[0][0:1])
+        for key in ("x", "y") if op.type == "add" else ("x",):
+            found.update(_names(op, key))
+    return found
+
+
+def _names(op: Operation, key: str) -> list[str]:
+    return [name for name in op.inputs.get(key, ()) if isinstance(name, str)]
+
+
+def _silu_inputs(program: MilProgram) -> Iterator[str]:
+    """Yield the tensors that only a SiLU reads."""
+    readers: dict[str, list[str]] = {}
+    for op in program.operations:
+        for key in op.inputs:
+            for name in _names(op, key):
+                readers.setdefault(name, []).append(op.type)
+    yield from (name for name, kinds in readers.items() if set(kinds) == {"silu"})
+
+
+def _runner(program: MilProgram, tensors: set[str]) -> Callable[[FloatArray, Observe], None]:
+    """Return a `Run` of the program for calibration."""
+    if len(program.inputs) != 1:
+        raise UsageError(f"the package takes {', '.join(program.inputs)}; calibration needs one input of pictures")
+    (entry,) = program.inputs.values()
+    rows = entry.shape[0] or 1
+
+    def run(images: FloatArray, observe: Observe) -> None:
+        for at in range(0, len(images), rows):
+            pixels = images[at : at + rows]
+            if entry.kind == "image":
+                pixels = np.rint(pixels * np.float32(255))
+            program.run_observed(
+                {entry.name: pixels},
+                lambda name, values: observe(name, values.numpy()) if name in tensors else None,
+            )
+
+    return run
+
+
+def _insert(package: Path, coded: Iterable[str], ranges: Mapping[str, tuple[float, float]]) -> Any:
+    """Return a coremltools model with codes around the operations named `coded`, and 8-bit weights."""
+    coremltools = coremltools_module()
+    from coremltools.optimize import coreml as optimize
+
+    try:
+        from coremltools.converters.mil.mil.passes.graph_pass import PassOption
+        from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+        from coremltools.models.utils import _apply_graph_pass
+
+        passes = [PASS_REGISTRY[name] for name in _PASSES]
+    except (ImportError, KeyError) as e:
+        raise LoadError(f"this coremltools has other graph passes than edgekit knows ({e}); use coremltools 9.0") from e
+    asymmetric = optimize.OpLinearQuantizerConfig(mode="linear")
+    options = {
+        "config": optimize.OptimizationConfig(op_name_configs=dict.fromkeys(coded, asymmetric)),
+        "activation_stats": {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()},
+    }
+    for step in passes[:2]:
+        step.set_options([PassOption(name, value) for name, value in options.items()])
+    model = coremltools.models.MLModel(str(package), skip_model_load=True)
+    target = coremltools.target.iOS17.value
+    active = _apply_graph_pass(model, passes, spec_version=target, skip_model_load=True)
+    symmetric = optimize.OpLinearQuantizerConfig(  # small layers too: codes times float weights is float arithmetic
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=0
+    )
+    return optimize.linear_quantize_weights(active, optimize.OptimizationConfig(global_config=symmetric))

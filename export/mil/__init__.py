@@ -1,0 +1,1 @@
+"""An interpreter of Core ML packages, for machines without a Mac."""

@@ -1,0 +1,115 @@
+"""Exact changes of a float ONNX graph that let more of it run in int8. The function stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekit.export.onnx.graph import CONTRIB, OnnxGraph, attribute
+
+MIN_HEAD_DIM = 32
+"""Narrower heads have fewer products than their softmax has conversions: measured, int8 gains nothing there."""
+
+Shapes = Mapping[str, Sequence[int | str | None]]
+"""Shape of each tensor; a free batch is a string or None."""
+
+
+def fuse_silu(graph: OnnxGraph) -> int:
+    """Replace x · Sigmoid(x) by one QuickGelu(x; α = 1) node; return how many. For files made elsewhere.
+
+    ONNX Runtime fuses the pair itself in a float graph, but no longer once quantize/dequantize nodes split it.
+    """
+    producers, consumers = graph.producers(), graph.consumers()
+    nodes, count = [], 0
+    for node in graph.nodes:
+        source = _silu_source(node, producers, consumers)
+        if source is None:
+            nodes.append(node)
+            continue
+        nodes.append(graph.node("QuickGelu", [source], node.name, output=node.output[0], alpha=1.0, domain=CONTRIB))
+        count += 1
+    if count:
+        graph.use_domain(CONTRIB)
+        graph.rebuild(nodes)
+    return count
+
+
+def _silu_source(node: Any, producers: Mapping[str, Any], consumers: Mapping[str, list[Any]]) -> str | None:
+    """Return x where `node` is the Mul of x · Sigmoid(x) and nothing else reads the sigmoid."""
+    if node.op_type != "Mul":
+        return None
+    for x, gate in (node.input, node.input[::-1]):
+        sigmoid = producers.get(gate)
+        if sigmoid is not None and sigmoid.op_type == "Sigmoid" and sigmoid.input[0] == x and len(consumers[gate]) == 1:
+            return str(x)
+    return None
+
+
+@dataclass(frozen=True)
+class Product:
+    """A MatMul of two activations, to be quantized.
+
+    Attributes:
+        name: the node.
+        sources: the two activations as they are before any permutation; 8-bit codes are permuted at a quarter of the
+            cost of floats.
+        gates: names of the nodes through which the sources enter; the product's own where nothing stands between.
+    """
+
+    name: str
+    sources: tuple[str, str]
+    gates: tuple[str, str]
+
+
+def open_attention(graph: OnnxGraph, shapes: Shapes, min_tokens: int) -> list[Product]:
+    """Write each Attention over at least `min_tokens` tokens as two MatMul around a Softmax; return the products.
+
+    Attention(q, k, v) = softmax(scale · q kᵀ) v per head (ONNX opset 23); q, k, v are (G, N, heads · d). As one node
+    its products cannot be quantized. The scale is folded into nothing here: edgekit's files carry scale 1.
+    """
+    nodes: list[Any] = []
+    products: list[Product] = []
+    for node in graph.nodes:
+        if node.op_type != "Attention" or not _can_be_opened(node, shapes, min_tokens):
+            nodes.append(node)
+            continue
+        products.extend(_open_one(graph, node, shapes, nodes))
+    if products:
+        graph.rebuild(nodes)
+    return products
+
+
+def _can_be_opened(node: Any, shapes: Shapes, min_tokens: int) -> bool:
+    shape = shapes.get(node.input[0], ())
+    plain = len(node.input) == 3 and len(node.output) == 1 and attribute(node, "scale") == 1.0
+    tokens, width = shape[1:] if len(shape) == 3 else (None, None)
+    if not (plain and isinstance(tokens, int) and isinstance(width, int)):
+        return False
+    return tokens >= min_tokens and width >= MIN_HEAD_DIM * int(attribute(node, "q_num_heads"))
+
+
+def _open_one(graph: OnnxGraph, node: Any, shapes: Shapes, nodes: list[Any]) -> list[Product]:
+    stem, heads = node.name, attribute(node, "q_num_heads")
+    tokens, width = shapes[node.input[0]][1:]
+    split = graph.constant(f"{stem}.split", np.array([-1, tokens, heads, int(width or 0) // heads]))
+    merge = graph.constant(f"{stem}.merge", np.array([-1, tokens, width]))
+    parts, gates = [], []
+    for name, perm in zip(node.input, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True):
+        nodes.append(graph.node("Reshape", [name, split], stem))
+        gates.append(nodes[-1].name)
+        nodes.append(graph.node("Transpose", [nodes[-1].output[0]], stem, perm=perm))
+        parts.append(nodes[-1].output[0])
+    scores = graph.node("MatMul", parts[:2], stem)
+    softmax = graph.node("Softmax", [scores.output[0]], stem, axis=-1)
+    mixed = graph.node("MatMul", [softmax.output[0], parts[2]], stem)
+    back = graph.node("Transpose", [mixed.output[0]], stem, perm=[0, 2, 1, 3])
+    nodes += [scores, softmax, mixed, back]
+    nodes.append(graph.node("Reshape", [back.output[0], merge], stem, output=node.output[0]))
+    q, k, v = node.input
+    return [
+        Product(scores.name, (q, k), (gates[0], gates[1])),
+        Product(mixed.name, (softmax.output[0], v), (mixed.name, gates[2])),
+    ]

@@ -85,6 +85,7 @@ def _plain(spec: StudentSpec) -> dict[str, object]:
         "arch": spec.arch,
         "image size": spec.image_size,
         "embedding": spec.embed_dim,
+        "pruned layers": len(spec.widths),
         "classes": ", ".join(spec.classes[:8]) + (f" ({spec.num_classes})" if spec.num_classes > 8 else ""),
         "number of classes": spec.num_classes,
         "normalisation": (spec.preprocess.mean, spec.preprocess.std),

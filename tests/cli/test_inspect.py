@@ -150,7 +150,7 @@ def test_a_bundle_that_lacks_a_file_or_leads_out(files: Artifacts, capsys: Captu
 def test_one_picture_of_many_files_is_refused(files: Artifacts, capsys: Captured, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", {files["onnx fp32"]: "fp32"})
     code, _, err = inspected(capsys, bundle, "--png", tmp_path / "p.png")
-    assert code == 2 and "--png draws one file" in err
+    assert code == 2 and "--png and --roofline are for one file" in err
 
 
 # ---- what cannot be read

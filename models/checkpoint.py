@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import nn
 
-from edgekit import atomic
 from edgekit.errors import LoadError, UsageError, first_line
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
-from edgekit.models.weights import read_safetensors
+from edgekit.models.weights import read_safetensors, write_safetensors
 
 SCHEMA_VERSION = 1
 STUDENT_FILE = "student.safetensors"
@@ -20,10 +18,8 @@ STUDENT_FILE = "student.safetensors"
 
 def save_student(path: Path, student: Student, weights: nn.Module | None = None) -> None:
     """Write a student, whole or not at all; `weights` (e.g. the EMA copy) replaces its own tensors if given."""
-    state = (weights or student).state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    header = {"edgekit": json.dumps({"schema_version": SCHEMA_VERSION, "student": student.spec.to_dict()})}
-    atomic.write_bytes(path, save(tensors, metadata=header))
+    header = {"schema_version": SCHEMA_VERSION, "student": student.spec.to_dict()}
+    write_safetensors(path, (weights or student).state_dict(), header)
 
 
 def student_file(run: Path) -> Path:

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit import atomic
 from edgekit.errors import LoadError, UsageError, first_line
 from edgekit.models.clip_run import CLIP_FILE, clip_file
 from edgekit.models.clip_spec import ClipFamily, ClipSpec, ContrastiveLoss
 from edgekit.models.student import create_backbone
 from edgekit.models.text_tower import TextTower
 from edgekit.models.tokenizer import Tokenizer, tokenizer_from_dict
-from edgekit.models.weights import read_safetensors
+from edgekit.models.weights import read_safetensors, write_safetensors
 
 __all__ = [
     "CLIP_FILE",
@@ -210,11 +208,10 @@ def save_clip(path: Path, clip: Clip, tokenizer: Tokenizer, weights: nn.Module |
     `weights` (e.g. the EMA copy) replaces the model's own tensors if given.
     """
     state = (weights or clip).state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # what is stored is what `scale()` uses, so that a reader may take the exponential alone
-    tensors["logit_scale"] = tensors["logit_scale"].clamp(max=math.log(_MAX_SCALE))
+    state["logit_scale"] = state["logit_scale"].clamp(max=math.log(_MAX_SCALE))
     header = {"schema_version": SCHEMA_VERSION, "clip": clip.spec.to_dict(), "tokenizer": tokenizer.to_dict()}
-    atomic.write_bytes(path, save(tensors, metadata={"edgekit": json.dumps(header)}))
+    write_safetensors(path, state, header)
 
 
 def load_clip(run: Path) -> tuple[Clip, Tokenizer]:

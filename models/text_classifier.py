@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from edgekit import atomic
 from edgekit.errors import LoadError, UsageError, first_line
 from edgekit.models.text_encoder import EncoderConfig, PieceEmbedding, ScratchEncoder
 from edgekit.models.text_run import TEXT_FILE
 from edgekit.models.text_tokenizer import Ids, TextTokenizer, TrainedBpe, text_tokenizer_from_dict
-from edgekit.models.weights import read_safetensors
+from edgekit.models.weights import read_safetensors, write_safetensors
 
 SCHEMA_VERSION = 1
 SCRATCH = "edgekit-text"
@@ -130,10 +128,8 @@ def save_text_classifier(
 
     `weights` (e.g. the EMA copy) replaces the model's own tensors if given.
     """
-    state = (weights or model).state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     header = {"schema_version": SCHEMA_VERSION, "text": model.spec.to_dict(), "tokenizer": tokenizer.to_dict()}
-    atomic.write_bytes(path, save(tensors, metadata={"edgekit": json.dumps(header)}))
+    write_safetensors(path, (weights or model).state_dict(), header)
 
 
 def text_file(run: Path) -> Path:

@@ -1,14 +1,34 @@
-"""Read tensors from files that nobody vouches for: safetensors, or `.pt` without unpickling code."""
+"""Read tensors from files that nobody vouches for: safetensors, or `.pt` without unpickling code; and write them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from edgekit import atomic
 from edgekit.errors import LoadError, first_line
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> None:
+    """Write tensors and, as JSON under "edgekit", what they belong to; whole or not at all, and without a copy of them.
+
+    Raises:
+        WriteError: the disk refused it.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic.atomic_path(path) as temporary:
+        mode = temporary.stat().st_mode
+        try:
+            save_file(plain, temporary, metadata={"edgekit": json.dumps(header)})
+        except SafetensorError as e:  # it says the system's error in words alone
+            raise OSError(first_line(e)) from e
+        temporary.chmod(mode)  # safetensors 0.8 puts a file of its own in the place
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

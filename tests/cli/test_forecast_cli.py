@@ -16,7 +16,7 @@ from edgekit.cli.main import run
 from edgekit.cli.schedule import schedule
 from edgekit.compress.training.schedule import ScheduleConfig, factor
 
-LOGS = Path(__file__).parents[1] / "compress" / "logs"
+LOGS = Path(__file__).parents[1] / "compress" / "forecast" / "logs"
 RESTARTS = LOGS / "held_out" / "rotation_cnn_sgd_cosine-restarts_26.csv"
 
 

@@ -206,7 +206,7 @@ def _notes(file: Path, root: Path, names: Sequence[str]) -> tuple[str, ...]:
     folders = Counter((root / name).parent for name in names)
     known = {root / name for name in names}
     mute = sorted(
-        path.relative_to(root).as_posix()
+        (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()  # names may be absolute
         for folder in folders
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path not in known

@@ -148,3 +148,12 @@ def test_the_split_of_the_file_counts(folder: Path) -> None:
 def test_a_split_that_leaves_nothing_is_refused(count: int, share: float, message: str) -> None:
     with pytest.raises(DataError, match=message):
         split_captions(captioned(count), share, seed=0)
+
+
+def test_pictures_of_absolute_names_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    file = write(tmp_path / "tables", f"image,caption\n{folder / 'a.png'},one\n")
+    found = load_captions(file)
+    assert found.samples[0].path == folder / "a.png"
+    (note,) = found.notes
+    assert note.endswith(f": {folder / 'b.png'}")

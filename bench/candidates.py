@@ -26,16 +26,17 @@ from edgekit.export.manifest import (
     sha256_of,
 )
 from edgekit.export.parity import Precision
-from edgekit.export.runtimes import CAN_BE_TIMED, DEFAULT_RUNTIME, Format, format_of, size_bytes
+from edgekit.export.runtimes import CAN_BE_TIMED, DEFAULT_RUNTIME, Format, format_of, is_package, size_bytes
 from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess
 
 UNREAD = "?"
 """Stands for a format or precision that is not known (yet)."""
-_LIBRARIES: Mapping[Format, tuple[str, ...]] = {
+LIBRARIES: Mapping[Format, tuple[str, ...]] = {
     "onnx": ("onnxruntime",),
     "tflite": ("ai_edge_litert.interpreter",),
     "coreml": ("torch",),
+    "saved_model": (),  # TensorFlow is in a process of its own, of another environment perhaps
 }
 _EAGER = ("torch", "timm", "edgekit.export.deploy")
 
@@ -116,7 +117,7 @@ def given_artifacts(paths: Sequence[Path]) -> list[Given]:
         elif is_clip_bundle(path):
             for tower in TOWERS:
                 found += _of_bundle(path / tower)
-        elif path.is_dir() and path.suffix != ".mlpackage":
+        elif path.is_dir() and not is_package(path):
             raise UsageError(f"{path} is a folder without {MANIFEST_FILE}; give artifacts, or bundles made by export")
         else:
             found.append(_of_file(path))
@@ -188,7 +189,7 @@ def _artifact(name: str, given: Given, threads: int) -> Candidate:
         opening=Opening(
             "edgekit.bench.openers:artifact",
             (str(given.path.absolute()), threads),
-            _LIBRARIES[form],
+            LIBRARIES[form],
         ),
         contract=Preprocess.from_dict(listed.input.preprocess) if listed else None,
         timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
@@ -207,7 +208,7 @@ def _of_texts(known: Candidate, manifest: TextManifest, form: Format, threads: i
     arguments = (str(known.path.absolute()), threads, manifest.input.length, token)
     return replace(
         known,
-        opening=Opening("edgekit.bench.openers:text_artifact", arguments, _LIBRARIES[form]),
+        opening=Opening("edgekit.bench.openers:text_artifact", arguments, LIBRARIES[form]),
         timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
         scored=False,
         note=f"takes texts: its latency is of one text of {manifest.input.length} ids",

@@ -101,9 +101,9 @@ def judge_zeroshot(
 def _open(model: Path, threads: int) -> tuple[Session, tuple[str, ...], Preprocess]:
     """Return what runs a model, its classes, and how its pictures are prepared."""
     from edgekit.export.manifest import MANIFEST_FILE, read_manifest
-    from edgekit.export.runtimes import open_session
+    from edgekit.export.runtimes import is_package, open_session
 
-    if (model.is_dir() and model.suffix != ".mlpackage") or model.suffix == ".safetensors":
+    if (model.is_dir() and not is_package(model)) or model.suffix == ".safetensors":
         from edgekit.export.deploy import DeployModel, TorchSession
         from edgekit.models.checkpoint import load_student
 

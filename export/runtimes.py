@@ -105,6 +105,11 @@ def format_of(path: Path) -> Format:
     return form
 
 
+def is_package(path: Path) -> bool:
+    """Whether a folder is one artifact, by its suffix."""
+    return path.is_dir() and SUFFIXES.get(path.suffix) in FOLDERS
+
+
 def open_session(path: Path, threads: int = 1) -> Session:
     """Open an artifact in the runtime of its format.
 

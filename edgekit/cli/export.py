@@ -125,10 +125,12 @@ def _config(options: Mapping[str, Any], kind: Kind) -> ExportConfig:
     """
     from edgekit.export.export import ExportConfig
     from edgekit.export.precisions import AUTO, PRECISIONS, parse_precisions
-    from edgekit.export.runtimes import parse_formats
+    from edgekit.export.runtimes import FORMATS, parse_formats
 
     best = AUTO if kind == "student" else "int8"  # the choice measures classes of pictures; of others there is one
     formats = parse_formats(options["formats"])
+    if kind != "student" and not set(formats) <= set(FORMATS):
+        raise UsageError(f"CLIPs and text classifiers are exported as {', '.join(FORMATS)}; choose with --format")
     given: str = options["outputs"] or ("embedding" if kind == "clip" else "logits,embedding")
     outputs = tuple(part.strip() for part in given.split(","))
     requests = parse_precisions(best if options["int8"] else options["precisions"], formats, outputs)

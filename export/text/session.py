@@ -169,4 +169,6 @@ def open_text_session(path: Path, threads: int = 1) -> TextSession:
     form = format_of(path)
     if not path.exists():
         raise LoadError(f"{path} is not there")
+    if form not in TEXT_RUNTIMES:
+        raise LoadError(f"{path} takes pictures; texts are taken by {', '.join(TEXT_RUNTIMES)} files")
     return TEXT_RUNTIMES[form](path, threads)

@@ -7,17 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from nets_for_tests import TwoHeads, pictures
 from whole_path_for_tests import WholePath
 
+from edgekit.bench.candidates import LIBRARIES, artifact_candidates, given_artifacts
+from edgekit.cli.export import _config
 from edgekit.errors import DataError, LoadError, MissingExtraError, UsageError
-from edgekit.export.audit.audit import audit, check_precision
-from edgekit.export.manifest import read_manifest
-from edgekit.export.precisions import parse_precisions
-from edgekit.export.runtimes import FORMATS, open_session, parse_formats
+from edgekit.export.audit.audit import READERS, RUNTIME_READERS, audit, check_precision
+from edgekit.export.exporters import DYNAMIC_BATCH
+from edgekit.export.manifest import layouts, read_manifest
+from edgekit.export.precisions import CANDIDATES, MEANING, parse_precisions
+from edgekit.export.runtimes import DEFAULT_RUNTIME, FORMATS, KNOWN, SUFFIX_OF, open_session, parse_formats
 from edgekit.export.saved_model.convert import export_saved_model
 from edgekit.export.tflite.convert import export_tflite
 from edgekit.export.tflite.tensorflow import PYTHON_VARIABLE, tensorflow_python
@@ -86,6 +90,27 @@ tf.saved_model.save(net, {str(folder)!r}, signatures={{"serving_default": net.__
     with pytest.raises(LoadError, match="WriteFile, which is not arithmetic"):
         open_session(folder)
     assert not written.exists()
+
+
+def test_every_table_of_formats_knows_it() -> None:
+    """A format that one table forgot is a KeyError in some command."""
+    tables = (MEANING, CANDIDATES, READERS, RUNTIME_READERS, DEFAULT_RUNTIME, DYNAMIC_BATCH, SUFFIX_OF, LIBRARIES)
+    for table in (*tables, layouts(), layouts(8)):
+        assert set(table) == set(KNOWN)
+
+
+def test_bench_takes_it_and_leaves_its_time_out(tmp_path: Path) -> None:
+    folder = tmp_path / "m.savedmodel"
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(b"a program")
+    (candidate,) = artifact_candidates(given_artifacts([folder]), threads=1)
+    assert (candidate.format, candidate.timed, candidate.problem) == ("saved_model", False, None)
+
+
+@pytest.mark.parametrize("kind", ["clip", "text"])
+def test_what_takes_texts_has_no_such_file(kind: Literal["clip", "text"]) -> None:
+    with pytest.raises(UsageError, match="exported as onnx, coreml, tflite"):
+        _config({"formats": "saved_model", "precisions": "fp32", "outputs": None, "int8": False}, kind)
 
 
 @pytest.mark.usefixtures("with_tensorflow")

@@ -16,17 +16,14 @@ from typing import Any
 import numpy as np
 
 from edgekit.atomic import atomic_folder
-from edgekit.errors import DataError, LoadError, MissingExtraError
+from edgekit.errors import DataError, LoadError
 from edgekit.export.audit.record import Audit, Op, Port, RuntimeAudit, WeightCounter
 from edgekit.export.runtimes import size_bytes
 from edgekit.export.session import FloatArray, RuntimeInfo
 from edgekit.export.tflite.graph import Graph
-from edgekit.export.tflite.tensorflow import tensorflow_python
-from edgekit.printable import printable
+from edgekit.export.tflite.tensorflow import alone, run_script, tensorflow_python
 
-TIMEOUT_S = 300.0
 _WORKER = Path(__file__).with_name("worker.py")
-_NO_TENSORFLOW = 77
 _PRODUCTS = ("BatchMatMulV2", "Conv2D", "DepthwiseConv2dNative", "Einsum", "MatMul")
 _DTYPES = {"float32": "fp32", "float16": "fp16", "float64": "fp64", "bfloat16": "bf16"}
 
@@ -46,7 +43,8 @@ def export_saved_model(float_tflite: Path, out: Path) -> None:
         source = fresh / "graph.npz"
         arrays: dict[str, Any] = {name: content for name, content in constants.items() if content is not None}
         np.savez(source, graph=np.frombuffer(json.dumps(_description(graph)).encode(), np.uint8), **arrays)
-        _run("build", str(source), str(fresh), what=f"{float_tflite.name} cannot become a SavedModel")
+        problem = f"{float_tflite.name} cannot become a SavedModel"
+        run_script(tensorflow_python(None), _script("build", str(source), str(fresh)), problem)
         source.unlink()
 
 
@@ -92,7 +90,7 @@ class SavedModelSession:
         self.info = RuntimeInfo("tensorflow", facts["version"], threads, "CPU", "in a process of its own")
         self._name = path.name
         self._process = subprocess.Popen(
-            [*_command("serve"), str(path.absolute()), str(threads)],
+            alone(tensorflow_python(None), _script("serve", str(path.absolute()), str(threads))),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -177,25 +175,11 @@ def audit_tensorflow(path: Path) -> RuntimeAudit:
 def _facts(path: Path) -> dict[str, Any]:
     if not (path / "saved_model.pb").is_file():
         raise LoadError(f"{path} is no SavedModel: it holds no saved_model.pb")
-    said = _run("describe", str(path.absolute()), what=f"TensorFlow cannot load {path.name}")
+    arguments = _script("describe", str(path.absolute()))
+    said = run_script(tensorflow_python(None), arguments, f"TensorFlow cannot load {path.name}")
     facts: dict[str, Any] = json.loads(said.splitlines()[-1])
     return facts
 
 
-def _command(mode: str) -> list[str]:
-    # -I: neither the working folder nor PYTHONPATH, which may hold another environment's packages, is looked at
-    return [str(tensorflow_python(None)), "-I", str(_WORKER), mode]
-
-
-def _run(mode: str, *arguments: str, what: str) -> str:
-    command = [*_command(mode), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired as e:
-        raise LoadError(f"{what}: no answer within {TIMEOUT_S:g} s") from e
-    if done.returncode == _NO_TENSORFLOW:
-        raise MissingExtraError("tensorflow", "tensorflow", "A SavedModel")
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise LoadError(f"{what}: {printable(last, 300)}")
-    return done.stdout
+def _script(mode: str, *arguments: str) -> tuple[str, ...]:
+    return (str(_WORKER), mode, *arguments)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,25 +75,47 @@ def run_tensorflow(path: Path, images: FloatArray, python: Path, threads: int = 
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         source, target = Path(folder) / "images.npy", Path(folder) / "outputs.npz"
         np.save(source, images)
-        # -I: neither the working folder nor PYTHONPATH, which may hold another environment's packages, is looked at
-        command = [str(python), "-I", "-c", _WORKER, str(path.absolute()), str(threads), str(source), str(target)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired as e:
-            raise LoadError(f"TensorFlow gave no answer within {TIMEOUT_S:g} s") from e
-        except OSError as e:
-            raise LoadError(f"{python} cannot be run: {e.strerror or e}") from e
-        if done.returncode == _NO_TENSORFLOW:
-            raise MissingExtraError("tensorflow", "tensorflow", f"Running a .tflite file under TensorFlow ({python})")
-        if done.returncode != 0 or not target.is_file():
-            last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-            raise LoadError(f"TensorFlow cannot run {path.name}: {printable(last, 300)}")
+        arguments = ("-c", _WORKER, str(path.absolute()), str(threads), str(source), str(target))
+        run_script(python, arguments, f"TensorFlow cannot run {path.name}")
         try:
             with np.load(target, allow_pickle=False) as file:
                 found = {name: file[name].astype(np.float32) for name in file.files if name != "__version__"}
         except (OSError, ValueError, zipfile.BadZipFile) as e:
             raise LoadError(f"TensorFlow's answer on {path.name} cannot be read: {e}") from e
     return {"logits": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def run_script(python: Path, arguments: Sequence[str], problem: str) -> str:
+    """Run a script that ends with code 77 where it cannot import TensorFlow; return what it prints.
+
+    Args:
+        python: interpreter of an environment with TensorFlow.
+        arguments: of the interpreter.
+        problem: begins the line that says why it failed.
+
+    Raises:
+        MissingExtraError: that environment has no TensorFlow.
+        LoadError: the script failed, crashed or took too long.
+    """
+    try:
+        done = subprocess.run(
+            alone(python, arguments), capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as e:
+        raise LoadError(f"TensorFlow gave no answer within {TIMEOUT_S:g} s") from e
+    except OSError as e:
+        raise LoadError(f"{python} cannot be run: {e.strerror or e}") from e
+    if done.returncode == _NO_TENSORFLOW:
+        raise MissingExtraError("tensorflow", "tensorflow", f"Running under TensorFlow ({python})")
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+        raise LoadError(f"{problem}: {printable(last, 300)}")
+    return done.stdout
+
+
+def alone(python: Path, arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs `python` without the working folder or PYTHONPATH, another environment's perhaps."""
+    return [str(python), "-I", *arguments]
 
 
 def tensorflow_python(given: Path | None) -> Path:

@@ -187,11 +187,6 @@ class Recipe(_Frozen):
         """Whether any loss reads the teacher."""
         return any(weight > 0 for name, weight in self.weights.items() if name != "task")
 
-    @property
-    def mixes(self) -> bool:
-        """Whether pictures are mixed."""
-        return self.mixup > 0 or self.cutmix > 0
-
     def without_teacher(self) -> Recipe:
         """Return the same recipe on the labels alone."""
         none = {"alpha": 0.0, "beta": 0.0, "affinity": 0.0, "contrastive": 0.0}

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.compress.distill.losses import FEATURE_LOSSES, RESPONSE_LOSSES, distillation_loss, task_loss
+from edgekit.compress.distill.losses import FEATURE_LOSSES, RESPONSE_LOSSES, distillation_loss
 from edgekit.compress.distill.relations import affinity_loss, contrastive_loss
 from edgekit.compress.parallel.processes import joined
 from edgekit.compress.parallel.shares import WHOLE, Share, Split
-from edgekit.compress.pictures.mixing import draw_mix, mixed_parts
+from edgekit.compress.pictures.mixing import Mixing, accuracy_counts, mixed_batches, mixed_task_loss
 from edgekit.compress.pictures.pixels import PixelStore, labels_of
 from edgekit.compress.pictures.source import Batch, Source
 from edgekit.compress.recipe import Recipe
@@ -69,13 +69,8 @@ class DistillTask:
     def shares(self, epoch: int, device: torch.device, start: int, split: Split) -> Iterator[Batch]:
         """Yield this process's parts of the batches of a 1-based epoch from number `start` on."""
         recipe = self.recipe
-        if not recipe.mixes:
-            yield from self.data.source.batches(epoch, device, start, split)
-            return
-        for number, whole in enumerate(self.data.source.batches(epoch, device, start), start=start):
-            labels = whole.labels.cpu().numpy()
-            mix = draw_mix(labels, recipe.mixup, recipe.cutmix, (recipe.fit.seed, epoch, number))
-            yield from mixed_parts(whole, mix, split)
+        mixing = Mixing(recipe.mixup, recipe.cutmix, recipe.fit.seed)
+        return mixed_batches(self.data.source, mixing, epoch, device, start, split)
 
     def batch_length(self, batch: Batch) -> int:
         """Return the number of pictures in a batch."""
@@ -88,23 +83,12 @@ class DistillTask:
         if batch.teacher is not None and self.data.head is not None:
             parts |= self._teacher_parts(output, batch, batch.teacher, self.data.head)
         if "task" in self._weights:
-            parts["task"] = self._task_part(output, batch)
+            parts["task"] = mixed_task_loss(output.logits, batch, self.recipe.label_smoothing)
         if batch.share is not None:
             micros = self.recipe.fit.accumulate
             parts = {name: _contribution(name, value, batch.share, micros) for name, value in parts.items()}
         total = distillation_loss(parts, {name: w for name, w in self._weights.items() if name in parts})
-        if batch.partners is not None:
-            return {"loss": total, **parts}  # a mixed picture shows two classes: no training accuracy is counted
-        labelled = batch.labels >= 0
-        correct = ((output.logits.argmax(1) == batch.labels) & labelled).sum()
-        return {"loss": total, **parts, "_correct": correct, "_labelled": labelled.sum()}
-
-    def _task_part(self, output: StudentOutput, batch: Batch) -> Tensor:
-        smoothing = self.recipe.label_smoothing
-        own = task_loss(output.logits, batch.labels, smoothing)
-        if batch.partners is None:
-            return own
-        return batch.kept * own + (1 - batch.kept) * task_loss(output.logits, batch.partners, smoothing)
+        return {"loss": total, **parts, **accuracy_counts(output.logits, batch)}
 
     def _teacher_parts(
         self, output: StudentOutput, batch: Batch, teacher: Tensor, head: ClassHead

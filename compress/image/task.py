@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.compress.image.recipe import ImageRecipe
 from edgekit.compress.parallel.shares import WHOLE, Split
+from edgekit.compress.pictures.mixing import Mixing, accuracy_counts, mixed_batches, mixed_task_loss
 from edgekit.compress.pictures.pixels import PixelStore, labels_of
-from edgekit.compress.pictures.source import Source
+from edgekit.compress.pictures.source import Batch, Source
 from edgekit.models.checkpoint import STUDENT_FILE, save_student
 from edgekit.models.student import Student
 
 EVAL_BATCH = 64
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """Pictures, perhaps mixed, and what they show.
-
-    Attributes:
-        images: (B, 3, H, W) in [0, 1].
-        labels: (B,) int64.
-        partners: (B,) int64 labels of the pictures mixed in; None where none are.
-        kept: share of the first picture in a mixed one.
-        share: of this part in its step.
-    """
-
-    images: Tensor
-    labels: Tensor
-    partners: Tensor | None = None
-    kept: float = 1.0
-    share: float = 1.0
 
 
 class ImageTask:
@@ -58,50 +37,26 @@ class ImageTask:
         """Batches per epoch."""
         return self._train.steps_per_epoch
 
-    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[ImageBatch]:
+    def batches(self, epoch: int, device: torch.device, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of a 1-based epoch from number `start` on, a function of (seed, epoch) alone."""
         return self.shares(epoch, device, start, WHOLE)
 
-    def shares(self, epoch: int, device: torch.device, start: int, split: Split) -> Iterator[ImageBatch]:
+    def shares(self, epoch: int, device: torch.device, start: int, split: Split) -> Iterator[Batch]:
         """Yield this process's parts of the batches of a 1-based epoch from number `start` on."""
-        for number, whole in enumerate(self._train.batches(epoch, device, start), start=start):
-            # each part is cut out of the whole step: a picture's partner may lie in another part
-            count = len(whole.labels)
-            kept, partner = self._mix(count, epoch, number)
-            for places in split.parts(np.arange(count)):
-                images, labels = whole.images[places], whole.labels[places]
-                share = len(places) / count
-                if kept == 1:
-                    yield ImageBatch(images, labels, share=share)
-                    continue
-                other = partner[places]
-                images = kept * images + (1 - kept) * whole.images[other]
-                yield ImageBatch(images, labels, whole.labels[other], kept, share)
+        mixing = Mixing(self.recipe.mixup, 0.0, self.recipe.fit.seed)
+        return mixed_batches(self._train, mixing, epoch, device, start, split)
 
-    def _mix(self, count: int, epoch: int, number: int) -> tuple[float, NDArray[np.int64]]:
-        """Return the share of the first picture, one for the batch, and the picture mixed into each."""
-        if not self.recipe.mixup:
-            return 1.0, np.arange(count)
-        generator = np.random.default_rng((self.recipe.fit.seed, epoch, number))
-        # batches are sorted by name, hence by class: reversed, the first class would always meet the last
-        return float(generator.beta(self.recipe.mixup, self.recipe.mixup)), generator.permutation(count)
-
-    def batch_length(self, batch: ImageBatch) -> int:
+    def batch_length(self, batch: Batch) -> int:
         """Return the number of pictures in a batch."""
         return len(batch.labels)
 
-    def loss(self, model: nn.Module, batch: ImageBatch) -> Mapping[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the cross-entropy, mixed as the pictures are, and the counts for the training accuracy."""
         logits: Tensor = model(batch.images).logits.float()
-        smoothing = self.recipe.label_smoothing
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
-        if batch.partners is not None:
-            other = F.cross_entropy(logits, batch.partners, label_smoothing=smoothing)
-            # what shows more than half of both is neither's: no training accuracy is counted
-            return {"loss": batch.share * (batch.kept * loss + (1 - batch.kept) * other)}
-        correct = (logits.argmax(1) == batch.labels).sum()
-        labelled = torch.tensor(len(batch.labels), device=correct.device)
-        return {"loss": batch.share * loss, "_correct": correct, "_labelled": labelled}
+        loss = mixed_task_loss(logits, batch, self.recipe.label_smoothing)
+        if batch.share is not None:
+            loss = loss * batch.share.samples
+        return {"loss": loss, **accuracy_counts(logits, batch)}
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Return accuracy and cross-entropy on the validation split."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
+from edgekit.compress.distill.losses import task_loss
 from edgekit.compress.parallel.shares import Share, Split
-from edgekit.compress.pictures.source import Batch
+from edgekit.compress.pictures.source import Batch, Source
 
 Box = tuple[float, float, float, float]
 """Top, left, bottom, right, in shares of the picture."""
@@ -28,6 +32,53 @@ class Mix:
     partner: NDArray[np.int64]
     kept: float
     box: Box | None
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Whether and how much pictures are mixed.
+
+    Attributes:
+        mixup, cutmix: a of the Beta(a, a) that each draws its shares from; 0 is off.
+        seed: of what is drawn.
+    """
+
+    mixup: float
+    cutmix: float
+    seed: int
+
+
+def mixed_batches(
+    source: Source, mixing: Mixing, epoch: int, device: torch.device, start: int, split: Split
+) -> Iterator[Batch]:
+    """Yield this process's parts of the batches of a 1-based epoch from number `start` on, mixed if that is asked for.
+
+    A function of (seed, epoch, split) alone.
+    """
+    if not mixing.mixup and not mixing.cutmix:
+        yield from source.batches(epoch, device, start, split)
+        return
+    for number, whole in enumerate(source.batches(epoch, device, start), start=start):
+        labels = whole.labels.cpu().numpy()
+        yield from mixed_parts(
+            whole, draw_mix(labels, mixing.mixup, mixing.cutmix, (mixing.seed, epoch, number)), split
+        )
+
+
+def mixed_task_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """Return the cross-entropy of `task_loss`, mixed as the pictures are."""
+    own = task_loss(logits, batch.labels, label_smoothing)
+    if batch.partners is None:
+        return own
+    return batch.kept * own + (1 - batch.kept) * task_loss(logits, batch.partners, label_smoothing)
+
+
+def accuracy_counts(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Return the counts for the training accuracy; none of mixed pictures, which show two classes."""
+    if batch.partners is not None:
+        return {}
+    labelled = batch.labels >= 0
+    return {"_correct": ((logits.argmax(1) == batch.labels) & labelled).sum(), "_labelled": labelled.sum()}
 
 
 def draw_mix(labels: NDArray[np.int64], mixup: float, cutmix: float, at: tuple[int, int, int]) -> Mix:

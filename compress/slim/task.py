@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.compress.distill.task import DistillTask
+from edgekit.compress.pictures.mixing import accuracy_counts
 from edgekit.compress.pictures.source import Batch
 from edgekit.compress.slim.config import Guide
 from edgekit.export.parity import snr_db
@@ -65,7 +66,7 @@ class RecoverTask:
         parts: dict[str, Tensor] = {}
         if self.guide == "self":
             output = model(batch.images)
-            counts = _counts(output.logits, batch.labels)
+            counts = accuracy_counts(output.logits, batch)
         else:
             found = dict(self.distill.loss(keeping := _Keeping(model), batch))
             output = keeping.output
@@ -116,11 +117,6 @@ class _Keeping(nn.Module):
         """Return what the model does."""
         self.output = self.model(images)
         return self.output
-
-
-def _counts(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    labelled = labels >= 0
-    return {"_correct": ((logits.argmax(1) == labels) & labelled).sum(), "_labelled": labelled.sum()}
 
 
 def _wide(values: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:

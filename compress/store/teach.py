@@ -116,26 +116,34 @@ def file_ids(samples: Sequence[Sample]) -> NDArray[np.uint64]:
     return picture_ids([sample.key for sample in samples], digests)
 
 
-def teach(teacher: Teacher, plan: TeachPlan, path: Path, *, advance: Callable[[int], None] | None = None) -> Taught:
+def teach(
+    teacher: Teacher,
+    plan: TeachPlan,
+    path: Path,
+    *,
+    advance: Callable[[int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Taught:
     """Make the store at `path`, or go on with the one that is there; pictures that are in it are not shown again.
 
-    Killed at any moment and called again, it leaves the same bytes as an uninterrupted run.
+    Killed at any moment and called again, it leaves the same bytes as an uninterrupted run. Where another process is
+    teaching into it, that one is waited for.
 
     Args:
         teacher: frozen.
         plan: pictures and views.
         path: the store's folder.
         advance: called with the number of pictures that are done since the last call.
+        note: called with a line to show.
 
     Raises:
         StoreMismatchError: a store of another teacher, preprocessing or views is there.
         LoadError: the store is damaged.
         WriteError: the disk refuses.
     """
-    plan = _with_all_views(plan, path)
-    key = plan.key(teacher)
-    with writing(path), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        writer = StoreWriter(path, key, teacher)
+    with writing(path, note or (lambda line: None)), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        plan = _with_all_views(plan, path)
+        writer = StoreWriter(path, plan.key(teacher), teacher)
         taught = Taught(writer.store)
         lesson = _Lesson(teacher, plan, pool, advance or (lambda count: None), taught)
         lesson.run(writer, "train")

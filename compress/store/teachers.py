@@ -134,7 +134,7 @@ def lessons(config: DistillConfig, pictures: Pictures, device: torch.device) -> 
 def taught_store(teacher: Teacher, plan: TeachPlan, path: Path, count: int, terminal: Terminal) -> Taught:
     """Teach into the store at `path`, showing progress."""
     with terminal.bar(f"{teacher.name} embeds {plan.views.stored} views of each picture", count) as advance:
-        return teach(teacher, plan, path, advance=advance)
+        return teach(teacher, plan, path, advance=advance, note=terminal.say)
 
 
 def view_plan(config: DistillConfig) -> ViewPlan:

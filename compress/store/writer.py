@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,16 +32,15 @@ from edgekit.models.teacher import Teacher
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Hold a store for this process; one on a read-only disk can only be read, so that needs no lock.
 
-    Raises:
-        LockedError: another process is teaching into it.
+    Another process that teaches into it is waited for, which `note` tells: what it writes need not be taught again.
     """
     if is_store(path) and not os.access(path, os.W_OK):
         yield
         return
-    with locked(path, LOCK):
+    with locked(path, LOCK, waiting_for=lambda holder: note(f"{holder} is teaching into {path}: waiting for it")):
         yield
 
 

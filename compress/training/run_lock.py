@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,10 +18,15 @@ class LockedError(UsageError):
 
 
 @contextmanager
-def locked(run: Path, file: str = "last/lock") -> Iterator[None]:
+def locked(run: Path, file: str = "last/lock", *, waiting_for: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the run folder for this process, by a lock on `file` in it; a nested use in the same process passes.
 
     The file stays behind, as removing a lock that another process has just opened would let two of them in.
+
+    Args:
+        run: the folder.
+        file: of the lock, in the folder.
+        waiting_for: is told which process holds it, which is then waited for; None refuses.
 
     Raises:
         LockedError: naming the process that holds it.
@@ -45,7 +50,10 @@ def locked(run: Path, file: str = "last/lock") -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LockedError(_in_use(run, os.pread(handle, 20, 0))) from None
+            if waiting_for is None:
+                raise LockedError(_in_use(run, handle)) from None
+            waiting_for(_holder(handle))
+            fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # a network disk without locks: better to train than to refuse
             pass
         with suppress(OSError):  # the number is for the message only; a full disk has better errors ahead
@@ -77,15 +85,16 @@ def refuse_locked(run: Path) -> None:
         if path not in _held:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise LockedError(_in_use(run, os.pread(handle, 20, 0))) from None
+        raise LockedError(_in_use(run, handle)) from None
     except OSError:
         return
     finally:
         os.close(handle)
 
 
-def _in_use(run: Path, pid: bytes) -> str:
-    return (
-        f"{run} is in use: process {pid.decode(errors='replace') or 'unknown'} trains into it. "
-        f"Wait for it, stop it, or choose another -o/--output"
-    )
+def _in_use(run: Path, handle: int) -> str:
+    return f"{run} is in use: {_holder(handle)} trains into it. Wait for it, stop it, or choose another -o/--output"
+
+
+def _holder(handle: int) -> str:
+    return f"process {os.pread(handle, 20, 0).decode(errors='replace') or 'unknown'}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from edgekit.compress.store.format import StoreMismatchError, read_manifest
 from edgekit.compress.store.reader import TeacherStore
 from edgekit.compress.store.table import Stores, plain_rows
 from edgekit.compress.store.teach import file_ids, teach
+from edgekit.compress.store.writer import writing
 from edgekit.data import Sample
 from edgekit.preprocess import Preprocess, load_batch
 from tests.teacher_stores_for_tests import (
@@ -111,6 +114,25 @@ def test_killed_and_gone_on_with_it_is_bitwise_the_same_store(
     done = taught(samples, tmp_path / "store")
     assert done.pictures == 100 - written
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def _hold_for_a_while(path: Path, held: Event) -> None:
+    with writing(path, lambda line: None):
+        held.set()
+        time.sleep(1)
+
+
+def test_a_store_that_another_process_teaches_is_waited_for(samples: list[Sample], tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=_hold_for_a_while, args=(tmp_path / "store", held))
+    process.start()
+    assert held.wait(60)
+    lines: list[str] = []
+    done = teach(CountingTeacher(), planned(samples[:32], samples[96:]), tmp_path / "store", note=lines.append)
+    process.join()
+    assert (done.pictures, process.exitcode) == (36, 0)
+    assert lines == [f"process {process.pid} is teaching into {tmp_path / 'store'}: waiting for it"]
 
 
 def test_pictures_that_are_added_or_changed_are_taught_alone(samples: list[Sample], tmp_path: Path) -> None:

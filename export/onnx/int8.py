@@ -63,16 +63,6 @@ class QuantReport:
     float_nodes: tuple[str, ...]
     statistics: Histograms
 
-    @property
-    def images(self) -> int:
-        """Number of calibration images."""
-        return self.statistics.images
-
-    @property
-    def always_zero(self) -> tuple[str, ...]:
-        """Activations that were never anything but zero."""
-        return self.statistics.always_zero
-
 
 def quantize_onnx(
     float_path: Path,

@@ -76,16 +76,6 @@ class QuantReport:
     float_size_bytes: int
     statistics: Histograms
 
-    @property
-    def images(self) -> int:
-        """Number of calibration images."""
-        return self.statistics.images
-
-    @property
-    def always_zero(self) -> tuple[str, ...]:
-        """Activations that were never anything but zero."""
-        return self.statistics.always_zero
-
 
 def quantize_tflite(
     float_path: Path, out: Path, calibration: Batches | Histograms | None, config: TfliteQuantConfig | None = None

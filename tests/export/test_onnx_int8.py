@@ -86,7 +86,7 @@ def test_int8_answers(float_path: Path, int8_path: Path) -> None:
 
 def test_report(float_path: Path, tmp_path: Path) -> None:
     report = quantize_onnx(float_path, tmp_path / "a.onnx", batches, Int8Config(thin_channels=0))
-    assert report.quantized == {"Conv": 28, "Gemm": 60} and report.images == 12
+    assert report.quantized == {"Conv": 28, "Gemm": 60} and report.statistics.images == 12
     assert report.float_nodes == ("node_conv2d",), "the stem alone"
     assert len(report.weight_only) == 1, "the classifier reads one row per image"
     named = quantize_onnx(float_path, tmp_path / "b.onnx", batches, Int8Config(float_layers=("node_linear_3",)))

@@ -113,7 +113,7 @@ def test_int8_file_is_one_partition_and_all_int8(exported: Exported) -> None:
     assert wanted <= set(report.int8_operators)
     assert report.int8_operators == precision_of(exported.int8)[0]
     assert report.size_bytes <= 0.30 * report.float_size_bytes
-    assert report.images == 12
+    assert report.statistics.images == 12
 
 
 def test_int8_file_keeps_interface_and_metadata(exported: Exported) -> None:
@@ -231,7 +231,7 @@ def test_files_with_integer_input_and_output(tmp_path: Path) -> None:
 def test_a_dead_activation_is_reported_and_runs(tmp_path: Path) -> None:
     source = small(tmp_path, Small(bias=-100.0))
     report = quantize_tflite(source, tmp_path / "int8.tflite", small_images)
-    assert len(report.always_zero) == 1
+    assert len(report.statistics.always_zero) == 1
     images = pictures(1, 16, seed=4).numpy()
     wanted, found = LiteRTSession(source)(images)["logits"], LiteRTSession(tmp_path / "int8.tflite")(images)["logits"]
     np.testing.assert_allclose(found, wanted, atol=0.02)

@@ -20,21 +20,13 @@ from edgekit.errors import UsageError
 from edgekit.export.audit.audit import audit
 from edgekit.export.audit.record import DYNAMIC, INT8
 from edgekit.export.contained import call_contained
+from edgekit.export.onnx.session import KernelTime, profile
 from edgekit.export.runtimes import format_of, open_session
 
 SIDE = 768
 """Rows, columns and depth of the product: 0.45 G multiply-accumulates, whose operands fit into a core's cache."""
 
 ROUNDS = 30
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """The operations of one kind after the runtime's own rewriting: how many, and their time in a run."""
-
-    operator: str
-    count: int
-    time_s: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Roofline:
     peaks: Mapping[str, float]
     macs: Mapping[str, int]
     measured_s: float
-    kernels: tuple[Kernels, ...]
+    kernels: tuple[KernelTime, ...]
 
     @property
     def roof_s(self) -> float:
@@ -75,7 +67,7 @@ class Roofline:
     def from_dict(cls, values: Mapping[str, Any]) -> Roofline:
         """Build from what `to_dict` made."""
         fields = {name: values[name] for name in cls.__dataclass_fields__}
-        return cls(**{**fields, "kernels": tuple(Kernels(**kernel) for kernel in values["kernels"])})
+        return cls(**{**fields, "kernels": tuple(KernelTime(**kernel) for kernel in values["kernels"])})
 
 
 def roofline_contained(path: Path, threads: int = 1) -> Roofline:
@@ -109,8 +101,8 @@ def roofline(path: Path, threads: int = 1) -> Roofline:
     macs = {"fp32": 0, "int8": 0}
     for dtype, count in audit(path).macs_by_dtype().items():
         macs["int8" if dtype in (INT8, DYNAMIC) else "fp32"] += count
-    rows = len(images)
-    return Roofline(session.info.runtime, threads, peaks, macs, measured / rows, _kernels(path, threads))
+    kernels = profile(path, threads, ROUNDS) if form == "onnx" else ()
+    return Roofline(session.info.runtime, threads, peaks, macs, measured / len(images), kernels)
 
 
 def _medians(calls: list[Callable[[], object]]) -> list[float]:
@@ -123,15 +115,6 @@ def _medians(calls: list[Callable[[], object]]) -> list[float]:
             if number >= 0:
                 seen.append(perf_counter() - start)
     return [median(seen) for seen in times]
-
-
-def _kernels(path: Path, threads: int) -> tuple[Kernels, ...]:
-    if format_of(path) != "onnx":
-        return ()
-    from edgekit.export.onnx.session import profile
-
-    found = profile(path, threads, ROUNDS)
-    return tuple(Kernels(kernel.operator, kernel.count, kernel.time_s) for kernel in found)
 
 
 def _operands() -> dict[str, Any]:

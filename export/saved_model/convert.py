@@ -10,7 +10,9 @@ import io
 import json
 import struct
 import subprocess
+import tempfile
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from edgekit.export.audit.record import Audit, Op, Port, RuntimeAudit, WeightCou
 from edgekit.export.runtimes import size_bytes
 from edgekit.export.session import FloatArray, RuntimeInfo
 from edgekit.export.tflite.graph import Graph
-from edgekit.export.tflite.tensorflow import alone, run_script, tensorflow_python
+from edgekit.export.tflite.tensorflow import TIMEOUT_S, alone, run_script, script_failure, tensorflow_python
 
 _WORKER = Path(__file__).with_name("worker.py")
 _PRODUCTS = ("BatchMatMulV2", "Conv2D", "DepthwiseConv2dNative", "Einsum", "MatMul")
@@ -81,20 +83,53 @@ class SavedModelSession:
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
-        facts = _facts(path)
+        self._name = path.name
+        self._start(path, threads)
+        facts = self._facts()
         shapes = [shape for _, shape, _ in facts["inputs"]]
         if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3:
             raise LoadError(f"{path} takes {shapes}; edgekit runs models with one picture input (1, H, W, 3)")
         batch, height, width, _ = shapes[0]
         self.input_shape: tuple[int | None, int, int, int] = (batch, 3, height, width)
         self.info = RuntimeInfo("tensorflow", facts["version"], threads, "CPU", "in a process of its own")
-        self._name = path.name
-        self._process = subprocess.Popen(
-            alone(tensorflow_python(None), _script("serve", str(path.absolute()), str(threads))),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+
+    def _start(self, path: Path, threads: int) -> None:
+        _check_there(path)
+        self._python = tensorflow_python(None)
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads would fill up and stop TensorFlow
+        try:
+            self._process = subprocess.Popen(
+                alone(self._python, _script("serve", str(path.absolute()), str(threads))),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+            )
+        except OSError as e:
+            raise LoadError(f"{self._python} cannot be run: {e.strerror or e}") from e
+
+    def _facts(self) -> dict[str, Any]:
+        late = Timer(TIMEOUT_S, self._process.kill)
+        late.start()
+        try:
+            facts: dict[str, Any] = json.loads(self._answer())
+        except struct.error as e:
+            code = self._process.wait()
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace")
+            raise script_failure(self._python, code, said, f"TensorFlow cannot load {self._name}") from e
+        finally:
+            late.cancel()
+        return facts
+
+    def _answer(self) -> bytes:
+        """Return the next answer: its length comes first.
+
+        Raises:
+            struct.error: TensorFlow ended.
+        """
+        assert self._process.stdout is not None
+        (length,) = struct.unpack("<q", self._process.stdout.read(8))
+        return self._process.stdout.read(length)
 
     def __call__(self, images: FloatArray) -> dict[str, FloatArray]:
         """Run one batch; see `edgekit.export.session.Session`.
@@ -107,12 +142,11 @@ class SavedModelSession:
             raise DataError(f"images have the shape {images.shape}; this model takes {self.input_shape}")
         content = io.BytesIO()
         np.save(content, np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write(struct.pack("<q", content.tell()) + content.getvalue())
             self._process.stdin.flush()
-            (length,) = struct.unpack("<q", self._process.stdout.read(8))
-            with np.load(io.BytesIO(self._process.stdout.read(length)), allow_pickle=False) as file:
+            with np.load(io.BytesIO(self._answer()), allow_pickle=False) as file:
                 found = {name: file[name].astype(np.float32) for name in file.files}
         except (OSError, struct.error) as e:
             raise LoadError(f"TensorFlow ended while it ran {self._name} (code {self._process.poll()})") from e
@@ -125,6 +159,7 @@ class SavedModelSession:
             process.wait()
             process.stdin.close()
             process.stdout.close()
+            self._said.close()
 
 
 def audit_saved_model(path: Path) -> Audit:
@@ -172,9 +207,13 @@ def audit_tensorflow(path: Path) -> RuntimeAudit:
     return RuntimeAudit("tensorflow", facts["version"], "CPU", kernels=facts["operations"], note="float32")
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _check_there(path: Path) -> None:
     if not (path / "saved_model.pb").is_file():
         raise LoadError(f"{path} is no SavedModel: it holds no saved_model.pb")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    _check_there(path)
     arguments = _script("describe", str(path.absolute()))
     said = run_script(tensorflow_python(None), arguments, f"TensorFlow cannot load {path.name}")
     facts: dict[str, Any] = json.loads(said.splitlines()[-1])

@@ -2,7 +2,7 @@
 
     python worker.py build GRAPH.npz FOLDER     write a SavedModel of a graph (edgekit.export.saved_model.convert)
     python worker.py describe FOLDER            print what it holds, as JSON
-    python worker.py serve FOLDER THREADS       answer .npy pictures on standard input with .npz outputs
+    python worker.py serve FOLDER THREADS       say the same, then answer .npy pictures on standard input with .npz
 
 It ends with code 77 where TensorFlow cannot be imported.
 """
@@ -179,39 +179,47 @@ def operations(folder: str) -> Counter[str]:
     return kinds
 
 
-def describe(folder: str) -> None:
-    """Print the interface, the weights by dtype and the operations by kind."""
+def load(folder: str) -> tuple[Any, dict[str, Any]]:
+    """Return the loaded model and its facts: the interface, the weights by dtype and the operations by kind."""
     kinds = operations(folder)
-    loaded = tf.saved_model.load(folder)  # held on to: its functions do not hold its variables
+    loaded = tf.saved_model.load(folder)
     function = loaded.signatures[SIGNATURE]
-    weights = [(v.dtype.name, int(np.prod(v.shape))) for v in function.variables]
     facts = {
         "version": tf.__version__,
         "inputs": [(n, s.shape.as_list(), s.dtype.name) for n, s in function.structured_input_signature[1].items()],
         "outputs": [(n, s.shape.as_list(), s.dtype.name) for n, s in sorted(function.structured_outputs.items())],
-        "weights": weights,
+        "weights": [(v.dtype.name, int(np.prod(v.shape))) for v in function.variables],
         "operations": kinds,
     }
-    print(json.dumps(facts))
+    return loaded, facts
+
+
+def describe(folder: str) -> None:
+    """Print the facts."""
+    print(json.dumps(load(folder)[1]))
 
 
 def serve(folder: str, threads: str) -> None:
-    """Answer until standard input ends: a length (8 bytes) and as many bytes, both ways."""
-    operations(folder)
-    tf.config.threading.set_intra_op_parallelism_threads(int(threads))
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    loaded = tf.saved_model.load(folder)
-    function = loaded.signatures[SIGNATURE]
-    (name,) = function.structured_input_signature[1]
+    """Say the facts, then answer until standard input ends: a length (8 bytes) and as many bytes, both ways."""
     answers = sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever TensorFlow prints there must not mix with the answers
+
+    def answer(content: bytes) -> None:
+        answers.write(struct.pack("<q", len(content)) + content)
+        answers.flush()
+
+    tf.config.threading.set_intra_op_parallelism_threads(int(threads))
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    loaded, facts = load(folder)  # held on to: its functions do not hold its variables
+    function = loaded.signatures[SIGNATURE]
+    (name,) = function.structured_input_signature[1]
+    answer(json.dumps(facts).encode())
     while head := sys.stdin.buffer.read(8):
         picture = np.load(io.BytesIO(sys.stdin.buffer.read(struct.unpack("<q", head)[0])), allow_pickle=False)
         found = {key: value.numpy() for key, value in function(**{name: tf.constant(picture)}).items()}
         content = io.BytesIO()
         np.savez(content, **found)
-        answers.write(struct.pack("<q", content.tell()) + content.getvalue())
-        answers.flush()
+        answer(content.getvalue())
 
 
 MODES: Mapping[str, Callable[..., None]] = {"build": build, "describe": describe, "serve": serve}

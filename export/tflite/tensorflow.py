@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.errors import LoadError, MissingExtraError, UsageError
+from edgekit.errors import EdgekitError, LoadError, MissingExtraError, UsageError
 from edgekit.export.session import FloatArray
 from edgekit.printable import printable
 
@@ -105,12 +105,17 @@ def run_script(python: Path, arguments: Sequence[str], problem: str) -> str:
         raise LoadError(f"TensorFlow gave no answer within {TIMEOUT_S:g} s") from e
     except OSError as e:
         raise LoadError(f"{python} cannot be run: {e.strerror or e}") from e
-    if done.returncode == _NO_TENSORFLOW:
-        raise MissingExtraError("tensorflow", "tensorflow", f"Running under TensorFlow ({python})")
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise LoadError(f"{problem}: {printable(last, 300)}")
+        raise script_failure(python, done.returncode, done.stderr, problem)
     return done.stdout
+
+
+def script_failure(python: Path, code: int, stderr: str, problem: str) -> EdgekitError:
+    """Return the error for a script of `run_script` that ended with `code`."""
+    if code == _NO_TENSORFLOW:
+        return MissingExtraError("tensorflow", "tensorflow", f"Running under TensorFlow ({python})")
+    last = (stderr.strip().splitlines() or [f"it ended with code {code}"])[-1]
+    return LoadError(f"{problem}: {printable(last, 300)}")
 
 
 def alone(python: Path, arguments: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgekit.compress.clip.contrastive import CONTRASTIVE_LOSSES
+from edgekit.compress.pictures.pixels import image_batches
 from edgekit.models.clip import Clip, ClipOutput
 from edgekit.models.prompts import class_embeddings
 from edgekit.models.tokenizer import Tokenizer, Tokens
@@ -22,9 +23,8 @@ EVAL_BATCH = 128
 @torch.no_grad()
 def embed_pixels(clip: Clip, pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Map pictures (N, S, S, 3) uint8, through the contract already, to unit rows (N, embed_dim) on the CPU."""
-    parts = [pixels[at : at + EVAL_BATCH] for at in range(0, len(pixels), EVAL_BATCH)]
-    batches = (torch.from_numpy(part).to(device).permute(0, 3, 1, 2).float().div(255) for part in parts)
-    return torch.cat([clip.encode_image(batch).float().cpu() for batch in batches])
+    batches = image_batches(pixels, EVAL_BATCH, device)
+    return torch.cat([clip.encode_image(images).float().cpu() for images in batches])
 
 
 @torch.no_grad()

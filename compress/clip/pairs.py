@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgekit.captions import CaptionedSet, load_captions, split_captions
 from edgekit.compress.clip.batches import captioned_only
-from edgekit.compress.pictures.pixels import PixelStore, decode_eval
+from edgekit.compress.pictures.pixels import PixelStore, decode_eval, image_batches
 from edgekit.compress.pictures.stream_val import decode_val
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.data import check_broken
@@ -127,10 +127,7 @@ def embed_captions(config: PairsConfig, terminal: Terminal) -> CaptionPairs:
         raise UsageError(f"{config.model} reads no texts, so it cannot retrieve; give a CLIP")
     found = _of_shards if is_shards(config.data) else _of_files
     store, texts, subset = found(config, teacher.preprocess, terminal)
-    images = [
-        teacher(torch.from_numpy(store.pixels[at : at + _BATCH]).permute(0, 3, 1, 2).float().div(255))
-        for at in range(0, len(store.pixels), _BATCH)
-    ]
+    images = [teacher(batch) for batch in image_batches(store.pixels, _BATCH)]
     flat = [text for group in texts for text in group]
     rows = [teacher.encode_texts(flat[at : at + _BATCH]) for at in range(0, len(flat), _BATCH)]
     return CaptionPairs(

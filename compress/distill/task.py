@@ -17,7 +17,7 @@ from edgekit.compress.distill.relations import affinity_loss, contrastive_loss
 from edgekit.compress.parallel.processes import joined
 from edgekit.compress.parallel.shares import WHOLE, Share, Split
 from edgekit.compress.pictures.mixing import Mixing, accuracy_counts, mixed_batches, mixed_task_loss
-from edgekit.compress.pictures.pixels import PixelStore, labels_of
+from edgekit.compress.pictures.pixels import PixelStore, labels_of, to_images
 from edgekit.compress.pictures.source import Batch, Source
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.store.probe import ClassHead
@@ -136,7 +136,7 @@ class DistillTask:
         logits = torch.zeros(count, spec.num_classes, device=device)
         embedding = torch.zeros(count, spec.embed_dim, device=device)
         for at in range(processes.rank * step, count, processes.world * step):
-            output = model(_images(self.data.val.pixels[at : at + step], device))
+            output = model(to_images(self.data.val.pixels[at : at + step], device))
             logits[at : at + step], embedding[at : at + step] = output.logits, output.embedding
         return processes.fill(logits).cpu(), processes.fill(embedding).cpu()
 
@@ -150,8 +150,3 @@ def _contribution(name: str, value: Tensor, share: Share, micros: int) -> Tensor
     if name in _PAIRS:  # of the whole micro-batch already, that of all processes
         return joined().once(value) / micros
     return value * (share.labelled if name == "task" else share.samples)
-
-
-def _images(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Return pixels (..., H, W, 3) uint8 of pictures or clips as (..., 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(pixels).to(device).movedim(-1, -3).float().div(255)

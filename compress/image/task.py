@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from edgekit.compress.image.recipe import ImageRecipe
 from edgekit.compress.parallel.shares import WHOLE, Split
 from edgekit.compress.pictures.mixing import Mixing, accuracy_counts, mixed_batches, mixed_task_loss
-from edgekit.compress.pictures.pixels import PixelStore, labels_of
+from edgekit.compress.pictures.pixels import PixelStore, image_batches, labels_of
 from edgekit.compress.pictures.source import Batch, Source
 from edgekit.models.checkpoint import STUDENT_FILE, save_student
 from edgekit.models.student import Student
@@ -60,11 +60,8 @@ class ImageTask:
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Return accuracy and cross-entropy on the validation split."""
-        parts = []
-        for at in range(0, len(self._val_labels), EVAL_BATCH):
-            pixels = torch.from_numpy(self.val.pixels[at : at + EVAL_BATCH]).to(device)
-            parts.append(model(pixels.permute(0, 3, 1, 2).float().div(255)).logits.float().cpu())
-        logits = torch.cat(parts)
+        batches = image_batches(self.val.pixels, EVAL_BATCH, device)
+        logits = torch.cat([model(images).logits.float().cpu() for images in batches])
         return {
             "val_acc": float((logits.argmax(1) == self._val_labels).float().mean()),
             "val_loss": float(F.cross_entropy(logits, self._val_labels)),

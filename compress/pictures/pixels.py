@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from edgekit import atomic
 from edgekit.data import Sample
@@ -47,6 +49,17 @@ class PixelStore:
 def labels_of(store: PixelStore) -> NDArray[np.int64]:
     """Return the class index (N,) of each picture; −1 for those without label."""
     return np.array([-1 if sample.label is None else sample.label for sample in store.samples], np.int64)
+
+
+def to_images(pixels: NDArray[np.uint8], device: torch.device | None = None) -> Tensor:
+    """Return pixels (..., H, W, 3) of pictures or clips as (..., 3, H, W) float32 in [0, 1]; on the CPU by default."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).movedim(-1, -3).float().div(255)
+
+
+def image_batches(pixels: NDArray[np.uint8], size: int, device: torch.device | None = None) -> Iterator[Tensor]:
+    """Yield pixels (N, ..., H, W, 3) as `to_images` does, `size` samples at a time."""
+    for at in range(0, len(pixels), size):
+        yield to_images(pixels[at : at + size], device)
 
 
 def squeeze_pixels(picture: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.compress.distill.task import DistillTask
+from edgekit.compress.distill.task import EVAL_BATCH, DistillTask
 from edgekit.compress.pictures.mixing import accuracy_counts
+from edgekit.compress.pictures.pixels import image_batches
 from edgekit.compress.pictures.source import Batch
 from edgekit.compress.slim.config import Guide
 from edgekit.export.parity import snr_db
@@ -21,8 +22,6 @@ from edgekit.models.student import Student
 
 Finish = Callable[[Student], Student]
 """From the student in training to the plain one that is saved; the former is not changed."""
-
-EVAL_BATCH = 64
 
 
 class RecoverTask:
@@ -92,12 +91,8 @@ class RecoverTask:
         return values
 
     def _logits(self, model: nn.Module, device: torch.device) -> Tensor:
-        pixels = self.distill.data.val.pixels
-        parts = []
-        for at in range(0, len(pixels), EVAL_BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(pixels[at : at + EVAL_BATCH])).to(device)
-            parts.append(model(batch.permute(0, 3, 1, 2).float().div(255)).logits)
-        return torch.cat(parts).cpu()
+        batches = image_batches(self.distill.data.val.pixels, EVAL_BATCH, device)
+        return torch.cat([model(images).logits for images in batches]).cpu()
 
     def save(self, path: Path, model: nn.Module) -> None:
         """Write the checkpoint of the plain student."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekit.compress.pictures.pixels import to_images
 from edgekit.compress.pictures.views import Views, retouch
 from edgekit.models.teacher import Teacher
 from edgekit.preprocess import Preprocess, fit_pixels
@@ -53,6 +53,6 @@ def say(teacher: Teacher, pixels: NDArray[np.uint8], views: Views | None) -> NDA
         pixels: (B, S, S, 3), cut and flipped already.
         views: gives colours and operations; None leaves them out. What is erased, only the student misses.
     """
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div(255)
+    images = to_images(pixels)
     rows: NDArray[np.float16] = teacher(images if views is None else retouch(images, views)).cpu().numpy()
     return rows.astype(np.float16)

@@ -16,19 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save
 
-from edgekit import atomic
 from edgekit.clips import read_clip
+from edgekit.compress.pictures.pixels import to_images
 from edgekit.compress.pictures.views import Views, draw_views
 from edgekit.compress.recipe import AugmentConfig
 from edgekit.compress.store.sight import cut
 from edgekit.compress.training.randomness import sample_ids
-from edgekit.compress.video.views import clip_embeddings, retouch_clips, to_frames
+from edgekit.compress.video.views import clip_embeddings, retouch_clips
 from edgekit.data import Sample, content_hashes
 from edgekit.errors import LoadError
 from edgekit.models.teacher import Teacher
-from edgekit.models.weights import read_safetensors
+from edgekit.models.weights import read_safetensors, write_safetensors
 from edgekit.preprocess import fit_pixels
 
 SCHEMA_VERSION = 1
@@ -130,9 +129,8 @@ def teach_clips(
         for _, frames in _pictures(plan.val, plan.frames, report)
     ]
     table = ClipTable(np.stack(train), np.stack(val).astype(np.float16), views)
-    header = {"edgekit": json.dumps({"schema_version": SCHEMA_VERSION, "key": key})}
     tensors = {"train": torch.from_numpy(table.train), "val": torch.from_numpy(table.val)}
-    atomic.write_bytes(path, save(tensors, metadata=header))
+    write_safetensors(path, tensors, {"schema_version": SCHEMA_VERSION, "key": key})
     return table
 
 
@@ -156,14 +154,13 @@ def _embed_views(teacher: Teacher, frames: list[Image.Image], views: list[Views]
     size, found = teacher.preprocess.image_size, []
     for view in views:
         pixels = np.stack([cut(frame, view.boxes[0], bool(view.flips[0]), size) for frame in frames])
-        images = to_frames(pixels).float().div(255)
-        found.append(_embed(teacher, retouch_clips(images[None], view)[0]))
+        found.append(_embed(teacher, retouch_clips(to_images(pixels)[None], view)[0]))
     return np.stack(found)
 
 
 def _plain(teacher: Teacher, frames: list[Image.Image]) -> torch.Tensor:
     """Return frames as the teacher takes pictures: (F, 3, S, S) float32 in [0, 1]."""
-    return to_frames(np.stack([fit_pixels(frame, teacher.preprocess) for frame in frames])).float().div(255)
+    return to_images(np.stack([fit_pixels(frame, teacher.preprocess) for frame in frames]))
 
 
 def _embed(teacher: Teacher, images: torch.Tensor) -> NDArray[np.float16]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from edgekit.atomic import WriteError
 from edgekit.compress.pictures import pixels
-from edgekit.compress.pictures.pixels import decode_eval, decode_train, squeeze_pixels
+from edgekit.compress.pictures.pixels import decode_eval, decode_train, image_batches, squeeze_pixels, to_images
 from edgekit.data import Sample
 from edgekit.images import read_rgb
 from edgekit.preprocess import Preprocess, fit_pixels
@@ -118,3 +119,14 @@ def test_a_disk_too_small_for_the_store_is_one_clear_line(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 4, 3), (5, 2, 6, 4, 3)])
+def test_pixels_become_images_of_the_net(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)[..., ::-1, :]  # flipped: a negative step
+    parts = list(image_batches(pixels, 2))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    images = torch.cat(parts)
+    assert images.dtype == torch.float32
+    np.testing.assert_array_equal(images.movedim(-3, -1).numpy(), pixels.astype(np.float32) / 255)
+    torch.testing.assert_close(to_images(pixels[0]), images[0], rtol=0, atol=0)

@@ -152,18 +152,23 @@ def _of_file(path: Path) -> Given:
 
 
 def artifact_candidates(given: Sequence[Given], threads: int) -> list[Candidate]:
-    """Return a candidate per artifact; files of the same name are told apart by their place."""
-    paths = [one.path for one in given]
-    names = [path.name for path in paths]
-    found = []
-    for number, one in enumerate(given):
-        path = one.path
-        name = path.name if names.count(path.name) == 1 else str(path)
-        earlier = paths[:number].count(path)
-        if earlier:
-            name = f"{name} (again)" if earlier == 1 else f"{name} (again {earlier})"
-        found.append(_artifact(name, one, threads))
-    return found
+    """Return a candidate per artifact; files of the same name are told apart by their folders."""
+    names = distinct_names([one.path for one in given])
+    return [_artifact(name, one, threads) for name, one in zip(names, given, strict=True)]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of paths that tell them apart; a path that is there again says so."""
+    absolute = [path.absolute() for path in paths]
+    names = []
+    for number, path in enumerate(absolute):
+        others = {other.parts for other in absolute if other != path}
+        ends = (path.parts[-length:] for length in range(1, len(path.parts)))
+        end = next((end for end in ends if all(other[-len(end) :] != end for other in others)), path.parts)
+        earlier = absolute[:number].count(path)
+        again = "" if not earlier else " (again)" if earlier == 1 else f" (again {earlier})"
+        names.append(str(Path(*end)) + again)
+    return names
 
 
 def _artifact(name: str, given: Given, threads: int) -> Candidate:

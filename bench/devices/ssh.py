@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.bench.accuracy import Progress
+from edgekit.bench.candidates import Candidate
 from edgekit.bench.devices.device import Say
 from edgekit.bench.devices.failed import candidates_of, failed_row, report_of
 from edgekit.bench.results import BenchReport
@@ -99,7 +100,7 @@ class SshDevice:
             reason = f"{self.name} went away while it measured: {_last_line(done.stderr)}"
             return report_of([failed_row(one, reason) for one in candidates], config, self.name)
         report = self._read(done)
-        return _named_as_here(replace(report, device=self.name), config.files, remote)
+        return _named_as_here(replace(report, device=self.name), candidates, config.files, remote)
 
     def _make_folder(self, count: int) -> str:
         """Make a folder there, with one in it for each given path.
@@ -180,8 +181,12 @@ def _last_line(stderr: bytes) -> str:
     return printable(lines[-1], 300) if lines else ""
 
 
-def _named_as_here(report: BenchReport, files: Sequence[Path], remote: str) -> BenchReport:
-    """Give paths the places they have here: files of one name are told apart by their folders."""
+def _named_as_here(
+    report: BenchReport, candidates: Sequence[Candidate], files: Sequence[Path], remote: str
+) -> BenchReport:
+    """Give models the names, and paths the places, that they have here."""
+    same = len(report.rows) == len(candidates)
+    names = {row.name: one.name for row, one in zip(report.rows, candidates, strict=True)} if same else {}
     folders = {f"{remote}/{number}/": f"{path.parent}/" for number, path in enumerate(files)}
 
     def here(text: str) -> str:
@@ -189,10 +194,15 @@ def _named_as_here(report: BenchReport, files: Sequence[Path], remote: str) -> B
             text = text.replace(there, local if local != "./" else "")
         return text
 
+    def named(name: str) -> str:
+        return names.get(name, name)
+
     return replace(
         report,
-        rows=tuple(replace(row, name=here(row.name), failure=row.failure and here(row.failure)) for row in report.rows),
-        baseline=report.baseline and here(report.baseline),
-        samples={here(name): samples for name, samples in report.samples.items()},
-        answers={here(name): answers for name, answers in report.answers.items()},
+        rows=tuple(
+            replace(row, name=named(row.name), failure=row.failure and here(row.failure)) for row in report.rows
+        ),
+        baseline=report.baseline and named(report.baseline),
+        samples={named(name): samples for name, samples in report.samples.items()},
+        answers={named(name): answers for name, answers in report.answers.items()},
     )

@@ -21,9 +21,9 @@ from edgekit.data import Sample, load_dataset
 from edgekit.demo.drawings import write_drawings
 from edgekit.errors import EXIT_NEGATIVE, EdgekitError, UsageError
 from edgekit.export.export import ExportConfig, export_run
-from edgekit.export.parity import Gate, Parity, failures
+from edgekit.export.parity import Gate, Parity, Precision, failures
 from edgekit.export.precisions import PRECISIONS
-from edgekit.export.runtimes import FORMATS
+from edgekit.export.runtimes import FORMATS, Format
 from edgekit.interval import Interval
 from edgekit.models.checkpoint import STUDENT_FILE, load_student, save_student
 from edgekit.models.student import Student, student_preprocess
@@ -75,7 +75,7 @@ class TableRow:
 
     student: str
     image_size: int
-    format: str
+    format: Format
     precision: str
     size_bytes: int
     parity: Parity | None
@@ -115,12 +115,12 @@ def _measured(config: TableConfig, data: Path, trained: Path, size: int, termina
     checkpoint = trained / f"student-{size}.safetensors"
     save_student(checkpoint, _resized(load_student(trained), size))
     rows = []
-    for form in FORMATS:
+    for precisions, forms in _wanted(config).items():  # PyTorch's own outputs are computed once a call
         export = ExportConfig(
             checkpoint,
-            config.work / f"{trained.name}-{size}-{form}",
-            (form,),
-            tuple(p for p in PRECISIONS if not config.required_only or (form, p) in REQUIRED),
+            config.work / f"{trained.name}-{size}-{'-'.join(forms)}",
+            forms,
+            precisions,
             data=data,
             comparison_images=config.images,
             seed=config.seed,
@@ -129,8 +129,18 @@ def _measured(config: TableConfig, data: Path, trained: Path, size: int, termina
         rows += [
             TableRow(trained.name, size, a.format, a.precision, a.size_bytes, a.parity, a.problems) for a in attempts
         ]
+    rows.sort(key=lambda row: FORMATS.index(row.format))
     atomic.write_json(kept, [vars(row) | {"parity": row.parity.to_dict() if row.parity else None} for row in rows])
     return rows
+
+
+def _wanted(config: TableConfig) -> dict[tuple[Precision, ...], tuple[Format, ...]]:
+    """Return the formats to export together: those of which the same precisions are wanted."""
+    found: dict[tuple[Precision, ...], tuple[Format, ...]] = {}
+    for form in FORMATS:
+        precisions = tuple(p for p in PRECISIONS if not config.required_only or (form, p) in REQUIRED)
+        found[precisions] = (*found.get(precisions, ()), form)
+    return found
 
 
 def render(rows: Sequence[TableRow], config: TableConfig) -> str:

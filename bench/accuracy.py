@@ -24,6 +24,7 @@ from edgekit.export.session import FloatArray, Outputs
 from edgekit.listing import LAYOUTS, list_csv, list_folder
 from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess, load_batch
+from edgekit.shards import refuse_shards
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 _CHUNK = 64
@@ -73,6 +74,7 @@ def load_truth(
         DataError: the data cannot be used.
         LoadError: the run's teacher record is damaged.
     """
+    refuse_shards(data, "--data names")
     whole = _whole_source(data) if run is None and val_fraction is None and frames == 1 else None
     dataset = whole or load_dataset(
         data, val_fraction=val_fraction, seed=seed, kind="clips" if frames > 1 else "pictures"

@@ -90,6 +90,23 @@ def is_shards(source: Path) -> bool:
     return source.suffix == ".tar" or "{" in source.name or has_magic(str(source)) or (source / INDEX).is_file()
 
 
+def refuse_shards(source: Path, said: str) -> None:
+    """Refuse tar shards where pictures must be files.
+
+    Args:
+        source: of a data set.
+        said: begins the message, e.g. "--data names".
+
+    Raises:
+        DataError: it names shards. A folder whose name looks like a pattern is a folder.
+    """
+    if is_shards(source) and (not source.is_dir() or (source / INDEX).is_file()):
+        raise DataError(
+            f"{said} tar shards ({source}), which only training reads; pass --data with the pictures as files, in "
+            "folders or listed in a CSV"
+        )
+
+
 def class_index(text: str | None, classes: Sequence[str]) -> int | None:
     """Return a label's class index: of a whole number itself, of any other text its place in `classes`."""
     if text is None:

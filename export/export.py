@@ -49,6 +49,7 @@ from edgekit.models.checkpoint import load_student, student_file
 from edgekit.models.complexity import measure_complexity
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
+from edgekit.shards import refuse_shards
 from edgekit.terminal import Terminal, human_bytes
 
 _LIBRARIES = ("edgekit", "torch", "timm", "onnx", "onnxruntime", "coremltools", "litert-torch", "ai-edge-quantizer")
@@ -162,6 +163,7 @@ def run_dataset(config: ExportConfig, frames: int = 1) -> ImageDataset:
     """Return the data set of the run, or the one that was given; with `frames` > 1 one of clips."""
     kind: Kind = "clips" if frames > 1 else "pictures"
     if config.data is not None:
+        refuse_shards(config.data, "--data names")
         return load_dataset(config.data, val_fraction=config.val_fraction, seed=config.seed, kind=kind)
     folder = config.run if config.run.is_dir() else config.run.parent
     try:
@@ -170,6 +172,7 @@ def run_dataset(config: ExportConfig, frames: int = 1) -> ImageDataset:
         seed, broken = trained["recipe"]["fit"]["seed"], json.loads((folder / "run.json").read_text())["data"]["broken"]
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as e:
         raise UsageError(f"{config.run} does not say what it was trained on; pass --data DIR with its pictures") from e
+    refuse_shards(source, f"{config.run} was trained on")
     if not source.exists():
         raise UsageError(f"the data that {config.run} was trained on is not at {source} any more; pass --data DIR")
     return load_dataset(source, val_fraction=fraction, seed=seed, kind=kind).without(broken)

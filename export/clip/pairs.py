@@ -18,6 +18,7 @@ from edgekit.export.export_pictures import ExportPictures, spread
 from edgekit.export.session import Outputs
 from edgekit.preprocess import Preprocess
 from edgekit.ranking import best_ranks
+from edgekit.shards import refuse_shards
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def run_captions(config: ExportConfig) -> CaptionSplit:
         DataError: they cannot be used.
     """
     if config.data is not None:
+        refuse_shards(config.data, "--data names")
         return split_captions(load_captions(config.data), config.val_fraction, config.seed)
     folder = config.run if config.run.is_dir() else config.run.parent
     try:
@@ -60,6 +62,7 @@ def run_captions(config: ExportConfig) -> CaptionSplit:
         raise UsageError(
             f"{config.run} does not say what it was trained on; pass --data with captioned pictures"
         ) from e
+    refuse_shards(source, f"{config.run} was trained on")
     if not source.exists():
         raise UsageError(f"the captions that {config.run} was trained on are not at {source} any more; pass --data")
     split = split_captions(load_captions(source, pictures), fraction, seed)

@@ -38,7 +38,9 @@ def train(data: str | Path, output: Path, *more: str) -> dict[str, torch.Tensor]
     return load_file(output / STUDENT_FILE)
 
 
-def test_shards_train_the_classifier_of_their_folder_bit_for_bit(folder: Path, shards: Path, tmp_path: Path) -> None:
+def test_shards_train_the_classifier_of_their_folder_bit_for_bit(
+    folder: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one = train(folder, tmp_path / "folder")
     count = len(list(shards.glob("train-*.tar")))
     assert count > 2
@@ -46,6 +48,10 @@ def test_shards_train_the_classifier_of_their_folder_bit_for_bit(folder: Path, s
     assert all(torch.equal(one[name], other[name]) for name in one)
     facts = json.loads((tmp_path / "shards" / "run.json").read_text(encoding="utf-8"))["data"]
     assert (facts["train"], facts["val"], facts["shards"]) == (42, 18, count)
+    for more in ((), ("--data", str(shards))):
+        capsys.readouterr()
+        assert run(["export", str(tmp_path / "shards"), *more, "-o", str(tmp_path / "bundle")]) == 2
+        assert "pass --data with the pictures as files" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_streamed_run_goes_on_where_it_was_cut(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

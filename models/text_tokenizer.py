@@ -154,10 +154,6 @@ class TrainedBpe:
             found.append(found[left] + found[right])
         return found
 
-    def with_length(self, max_length: int) -> TrainedBpe:
-        """Return the same encoding with another number of ids per text."""
-        return TrainedBpe(self.merges, max_length, lowercase=self.lowercase)
-
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping that `text_tokenizer_from_dict` reads back."""
         return {

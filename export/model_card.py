@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgekit.export.manifest import FileRecord, Manifest
 from edgekit.interval import wilson
 from edgekit.terminal import human_bytes, human_count
@@ -20,9 +22,7 @@ def model_card(manifest: Manifest) -> str:
         *_training(manifest),
         "",
         "## Files",
-        "| file | size | recipe | agreement with PyTorch | SNR | ran on |",
-        "|---|---|---|---|---|---|",
-        *(_file(record) for record in manifest.files),
+        *file_table(manifest.files),
         "",
         f"Compared on {len(manifest.verification)} validation {_one(manifest)}s; INT8 ranges from "
         f"{len(manifest.calibration)} training {_one(manifest)}s.",
@@ -38,7 +38,7 @@ def model_card(manifest: Manifest) -> str:
         "## Known limits",
         f"- It knows only the classes above and gives one of them for any {_one(manifest)}.",
         "- Accuracy was measured on the validation split that also chose the checkpoint, so it is slightly optimistic.",
-        *_interpreted(manifest),
+        *interpreted(manifest.files),
         "",
     ]
     return "\n".join(lines)
@@ -82,6 +82,12 @@ def _training(manifest: Manifest) -> list[str]:
     return lines
 
 
+def file_table(files: Sequence[FileRecord]) -> list[str]:
+    """Return the rows of the table of files, with its header."""
+    header = ["| file | size | recipe | agreement with PyTorch | SNR | ran on |", "|---|---|---|---|---|---|"]
+    return [*header, *(_file(record) for record in files)]
+
+
 def _file(record: FileRecord) -> str:
     parity = record.parity
     agreement, snr = parity["agreement"], parity["snr_db"]
@@ -97,8 +103,9 @@ def _file(record: FileRecord) -> str:
     )
 
 
-def _interpreted(manifest: Manifest) -> list[str]:
-    if not any(record.runtime["runtime"] == "mil" for record in manifest.files):
+def interpreted(files: Sequence[FileRecord]) -> list[str]:
+    """Return the line that says that Core ML files ran nowhere but in the interpreter, if they did."""
+    if not any(record.runtime["runtime"] == "mil" for record in files):
         return []
     return [
         "- Core ML files were interpreted, not run on Apple hardware: run `edgekit verify` on a Mac before shipping."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from edgekit.export.manifest import FileRecord, TextManifest
-from edgekit.terminal import human_bytes, human_count
+from edgekit.export.manifest import TextManifest
+from edgekit.export.model_card import file_table, interpreted
+from edgekit.terminal import human_count
 
 
 def text_card(manifest: TextManifest) -> str:
@@ -19,9 +20,7 @@ def text_card(manifest: TextManifest) -> str:
         *_training(manifest),
         "",
         "## Files",
-        "| file | size | recipe | agreement with PyTorch | SNR | ran on |",
-        "|---|---|---|---|---|---|",
-        *(_file(record) for record in manifest.files),
+        *file_table(manifest.files),
         "",
         f"Compared on {len(manifest.verification)} texts.",
         "",
@@ -32,13 +31,10 @@ def text_card(manifest: TextManifest) -> str:
         "",
         "## Known limits",
         "- It knows only the classes above and gives one of them for any text, be it empty or in another language.",
+        *interpreted(manifest.files),
+        "",
     ]
-    if any(record.runtime["runtime"] == "mil" for record in manifest.files):
-        lines.append(
-            "- Core ML files were interpreted, not run on Apple hardware: run `edgekit verify` on a Mac before "
-            "shipping."
-        )
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
 def _training(manifest: TextManifest) -> list[str]:
@@ -57,15 +53,3 @@ def _training(manifest: TextManifest) -> list[str]:
             f"{100 * found['high']:.1f}), macro-F1 {100 * numbers['macro_f1']['value']:.2f} %{note}"
         )
     return lines
-
-
-def _file(record: FileRecord) -> str:
-    agreement, snr = record.parity["agreement"], record.parity["snr_db"]
-    same = "–"
-    if agreement:
-        same = f"{100 * agreement['value']:.1f} % ({100 * agreement['low']:.1f}–{100 * agreement['high']:.1f})"
-    ran = record.runtime["runtime"] + (f" ({record.runtime['note']})" if record.runtime["runtime"] == "mil" else "")
-    return (
-        f"| {record.path} | {human_bytes(record.size_bytes)} | {record.recipe} | {same} | "
-        f"{'exact' if snr is None else f'{snr:.1f} dB'} | {ran} |"
-    )

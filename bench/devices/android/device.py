@@ -18,7 +18,7 @@ from edgekit.bench.devices.android.adb import Adb
 from edgekit.bench.devices.android.benchmark_tool import ToolResult, parse
 from edgekit.bench.devices.device import Say
 from edgekit.bench.devices.failed import candidates_of
-from edgekit.bench.devices.stored import precision_here
+from edgekit.bench.devices.timed import Runnable, TimedFile
 from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.machine import Machine, machine_warnings
 from edgekit.bench.place import Holder
@@ -26,7 +26,7 @@ from edgekit.bench.results import BenchReport
 from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.bench.timing import ColdStart, Timer
 from edgekit.errors import EdgekitError, LoadError, UsageError
-from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
+from edgekit.export.session import RuntimeInfo
 
 _FOLDER = "/data/local/tmp"
 VISIT_S = 0.25
@@ -83,8 +83,7 @@ class _Phone:
 
     def __init__(self, adb: Adb, folder: str, config: BenchConfig) -> None:
         self._adb, self._folder, self._threads = adb, folder, config.threads
-        self._named = {path.absolute() for path in config.files}
-        self._left_out: list[str] = []
+        self._runnable = Runnable(config.files, {"tflite"}, "benchmark_model takes .tflite files alone")
         self._count = 0
         self._model = adb.ask("getprop ro.product.model")
 
@@ -100,8 +99,8 @@ class _Phone:
             f"benchmark_model tells means: each sample is that of about {VISIT_S:g} s of calls, and the percentiles "
             "are those of such means. Nothing was proven on the phone: the tool does not tell what a model puts out."
         ]
-        if self._left_out:
-            notes.append(f"Left out, as benchmark_model takes .tflite alone: {', '.join(self._left_out)}.")
+        if left_out := self._runnable.left_out:
+            notes.append(f"Left out, as benchmark_model takes .tflite alone: {', '.join(left_out)}.")
         return notes
 
     def machine(self) -> Machine:
@@ -127,15 +126,7 @@ class _Phone:
 
     def candidates(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
         """Return the .tflite files; they are timed, not scored."""
-        possible = []
-        for candidate in found:
-            if candidate.problem is not None or candidate.format == "tflite":
-                possible.append(replace(candidate, scored=False))
-            elif candidate.path is not None and candidate.path.absolute() in self._named:
-                possible.append(replace(candidate, problem="benchmark_model takes .tflite files alone"))
-            else:
-                self._left_out.append(candidate.name)
-        return possible
+        return [replace(candidate, scored=False) for candidate in self._runnable.of(found)]
 
     def start(self, candidate: Candidate) -> Holder:
         """Prepare to hold a candidate."""
@@ -143,23 +134,15 @@ class _Phone:
         return _OnPhone(self._adb, f"{self._folder}/{self._count}.tflite", candidate, self._threads)
 
 
-class _OnPhone:
+class _OnPhone(TimedFile):
     """A file on the phone, run by the tool."""
 
-    info: RuntimeInfo
-    input_shape: tuple[int | None, int, int, int]
-    cold: ColdStart
-    process_memory_bytes: int | None = None
-    peak_memory_bytes: int | None = None
-    ended = False
+    tool = "benchmark_model"
 
     def __init__(self, adb: Adb, target: str, candidate: Candidate, threads: int) -> None:
         self._adb, self._target, self._candidate, self._threads = adb, target, candidate, threads
         side = candidate.contract.image_size if candidate.contract else 1
         self.input_shape = (candidate.frames, 3, side, side)
-
-    def loaded(self) -> None:
-        """Do nothing: the tool brings its runtime with it."""
 
     def open(self) -> None:
         """Push the file and run it once."""
@@ -173,14 +156,6 @@ class _OnPhone:
         )
         self.cold = ColdStart(found.init_s, found.first_s, found.timed.first_s, self.info)
 
-    def __call__(self, images: FloatArray) -> Outputs:
-        """Refuse: the tool does not tell what a model puts out.
-
-        Raises:
-            LoadError: always.
-        """
-        raise LoadError("benchmark_model does not tell what a model puts out")
-
     def timer(self, batch: int | None = None) -> Timer:
         """Return what runs the tool once a visit."""
 
@@ -189,10 +164,6 @@ class _OnPhone:
             return [max(1, round(1e9 * mean_s * calls))] * samples
 
         return take
-
-    def precision(self, path: Path) -> str:
-        """Read the precision here, in a process of its own."""
-        return precision_here(path)
 
     def close(self) -> None:
         """Do nothing: the whole folder is removed at the end."""

@@ -19,7 +19,7 @@ from edgekit.bench.accuracy import Progress
 from edgekit.bench.candidates import Candidate
 from edgekit.bench.devices.device import Say
 from edgekit.bench.devices.failed import candidates_of
-from edgekit.bench.devices.stored import precision_here
+from edgekit.bench.devices.timed import Runnable, TimedFile
 from edgekit.bench.machine import Machine
 from edgekit.bench.place import Holder
 from edgekit.bench.results import BenchReport
@@ -29,7 +29,7 @@ from edgekit.bench.variants import by_unit
 from edgekit.errors import LoadError, MissingExtraError, UsageError
 from edgekit.export.coreml.session import PictureInput, open_package, picture_input
 from edgekit.export.runtimes import on_macos
-from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
+from edgekit.export.session import RuntimeInfo
 
 Benchmarker = Callable[[Path, str], tuple[Any, PictureInput]]
 """(package, compute unit) -> coremltools' MLModelBenchmarker on the device, and how the package takes its picture."""
@@ -131,7 +131,7 @@ class ApplePlace:
 
     def __init__(self, held: Held, loop: asyncio.AbstractEventLoop) -> None:
         self._held, self._loop = held, loop
-        self._left_out: list[str] = []
+        self._runnable = Runnable(held.files, {"coreml"}, "Core ML runs .mlpackage alone")
 
     @property
     def device(self) -> str:
@@ -142,8 +142,8 @@ class ApplePlace:
     def notes(self) -> Sequence[str]:
         """What a reader must know."""
         notes = ["Nothing was proven on the device: coremltools' benchmarker does not tell what a model puts out."]
-        if self._left_out:
-            notes.append(f"Left out, as Core ML runs .mlpackage alone: {', '.join(self._left_out)}.")
+        if left_out := self._runnable.left_out:
+            notes.append(f"Left out, as Core ML runs .mlpackage alone: {', '.join(left_out)}.")
         return notes
 
     def machine(self) -> Machine:
@@ -152,17 +152,9 @@ class ApplePlace:
 
     def candidates(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
         """Return the packages, once for each compute unit; they are timed, not scored."""
-        named = {path.absolute() for path in self._held.files}
         possible: list[Candidate] = []
-        for candidate in found:
-            if candidate.problem is not None:
-                possible.append(candidate)
-            elif candidate.format == "coreml":
-                possible += by_unit(replace(candidate, scored=False))
-            elif candidate.path is not None and candidate.path.absolute() in named:
-                possible.append(replace(candidate, problem="Core ML runs .mlpackage alone"))
-            else:
-                self._left_out.append(candidate.name)
+        for candidate in self._runnable.of(found):
+            possible += [candidate] if candidate.problem is not None else by_unit(replace(candidate, scored=False))
         return possible
 
     def start(self, candidate: Candidate) -> Holder:
@@ -170,23 +162,15 @@ class ApplePlace:
         return _OnDevice(candidate, self._held.benchmarker, self._loop)
 
 
-class _OnDevice:
+class _OnDevice(TimedFile):
     """A package on the device."""
 
-    info: RuntimeInfo
-    input_shape: tuple[int | None, int, int, int]
-    cold: ColdStart
-    process_memory_bytes: int | None = None
-    peak_memory_bytes: int | None = None
-    ended = False
+    tool = "coremltools' benchmarker"
 
     def __init__(self, candidate: Candidate, benchmarker: Benchmarker, loop: asyncio.AbstractEventLoop) -> None:
         self._candidate, self._open, self._loop = candidate, benchmarker, loop
         self._model: Any = None
         self._inputs: dict[str, Any] = {}
-
-    def loaded(self) -> None:
-        """Do nothing: the runner app is there already."""
 
     def open(self) -> None:
         """Send the package and run it twice."""
@@ -201,14 +185,6 @@ class _OnDevice:
         self.info = RuntimeInfo("Core ML", version("coremltools"), 0, unit)
         self.cold = ColdStart(load_s, first_s, second_s, self.info)
 
-    def __call__(self, images: FloatArray) -> Outputs:
-        """Refuse: the benchmarker does not tell what a model puts out.
-
-        Raises:
-            LoadError: always.
-        """
-        raise LoadError("coremltools' benchmarker does not tell what a model puts out")
-
     def timer(self, batch: int | None = None) -> Timer:
         """Return what has the device make calls; it takes the time of each."""
 
@@ -219,10 +195,6 @@ class _OnDevice:
             return [max(1, round(1e9 * s)) for s in np.reshape(seconds, (samples, calls)).sum(axis=1)]
 
         return take
-
-    def precision(self, path: Path) -> str:
-        """Read the precision here, in a process of its own."""
-        return precision_here(path)
 
     def close(self) -> None:
         """Let go of the package."""

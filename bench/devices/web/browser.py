@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekit.bench.candidates import Candidate
 from edgekit.bench.devices.stored import precision_here
+from edgekit.bench.devices.timed import Runnable
 from edgekit.bench.devices.web.exchange import Exchange
 from edgekit.bench.devices.web.facts import Browser
 from edgekit.bench.machine import Machine
@@ -48,10 +49,9 @@ class BrowserPlace:
         self._exchange = exchange
         self._browser = browser
         self._threads = threads
-        self._named = {path.absolute() for path in named}
+        self._runnable = Runnable(named, _RUNS, "no browser runs it; give .onnx or .tflite")
         self._versions = versions
         self._numbers = 0
-        self._left_out: list[str] = []
 
     @property
     def device(self) -> str:
@@ -63,8 +63,8 @@ class BrowserPlace:
         """What a reader must know of this browser."""
         browser = self._browser
         notes = [f"Browser: {browser.agent}; its clock has steps of {1e6 * browser.clock_s:.3g} µs."]
-        if self._left_out:
-            notes.append(f"Left out, as no browser runs them: {', '.join(self._left_out)}.")
+        if left_out := self._runnable.left_out:
+            notes.append(f"Left out, as no browser runs them: {', '.join(left_out)}.")
         if self._threads > 1 and not browser.isolated:
             notes.append("The browser gives threads to https pages only (--device web:https): one was used.")
         if self._threads > 1:
@@ -84,15 +84,10 @@ class BrowserPlace:
     def candidates(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
         """Return what a browser can run, in WebAssembly and, where there is one, on the GPU."""
         possible: list[Candidate] = []
-        for candidate in found:
-            if candidate.problem is not None or candidate.format in _RUNS:
-                possible.append(candidate)
-                if candidate.problem is None and self._browser.gpu is not None:
-                    possible.append(replace(candidate, name=f"{candidate.name} (WebGPU)", accelerator="webgpu"))
-            elif candidate.path is not None and candidate.path.absolute() in self._named:
-                possible.append(replace(candidate, problem="no browser runs it; give .onnx or .tflite"))
-            else:
-                self._left_out.append(candidate.name)
+        for candidate in self._runnable.of(found):
+            possible.append(candidate)
+            if candidate.problem is None and self._browser.gpu is not None:
+                possible.append(replace(candidate, name=f"{candidate.name} (WebGPU)", accelerator="webgpu"))
         return possible
 
     def start(self, candidate: Candidate) -> Holder:

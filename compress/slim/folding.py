@@ -16,20 +16,24 @@ from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from torch import Tensor, nn
 
 from edgekit.errors import UsageError
-from edgekit.export.rewrites import rewrite
+from edgekit.export.rewrites import Target, rewrite
 from edgekit.export.rewrites.batchnorm import foldable_pairs
 from edgekit.export.rewrites.mobilevit import TokenMobileVitBlock, TokenTransformer
 from edgekit.export.rewrites.mobilevitv2 import TokenLinearTransformer, TokenMobileVitV2Block
 from edgekit.models.student import Student
 
 
-def folded(student: Student) -> Student:
+def folded(student: Student, target: Target = "tflite") -> Student:
     """Return a rewritten copy of `student` that computes the same and whose weights can be trained.
+
+    Args:
+        student: as it was trained.
+        target: the runtime whose form it gets; those of LiteRT and ONNX Runtime have the same weights.
 
     Raises:
         UsageError: a norm or a block has a form that the rewrites do not know, so that nothing would be written back.
     """
-    result, _ = rewrite(student, "tflite")
+    result, _ = rewrite(student, target)
     assert isinstance(result, Student), "a rewrite replaces what is inside a student"
     left = [name for name, module in result.named_modules() if isinstance(module, nn.BatchNorm2d)]
     if left:

@@ -44,7 +44,7 @@ def with_fake_quantization(student: Student, dataset: ImageDataset | ShardDatase
     """
     if isinstance(dataset, ShardDataset):
         raise UsageError("--qat chooses calibration pictures by their files; give --data as a folder or a CSV")
-    model = simulate(folded(student), config.runtime).eval()
+    model = simulate(folded(student, config.runtime), config.runtime).eval()
     chosen = spread(dataset.train, config.calibration_images, seed=0)
     pictures = load_batch([sample.path for sample in chosen], student.spec.preprocess)
 

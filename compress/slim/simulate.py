@@ -1,18 +1,19 @@
 """Which tensors each runtime's int8 file holds in 8 bits, put as fake quantization into a folded student.
 
 The tables of the exporters, said in terms of modules: `edgekit.export.tflite.plan` for LiteRT,
-`edgekit.export.onnx.int8.choose` for ONNX Runtime.
+`edgekit.export.onnx.int8.choose` for ONNX Runtime, `edgekit.export.coreml.activations` for Core ML's W8A8.
 
-| tensor | LiteRT | ONNX Runtime |
-|---|---|---|
-| convolution: input, weights, output | int8 | int8, thin leading ones float |
-| output of a SiLU | int8 | float, unless a convolution reads it |
-| sum of a residual block | int8 | int8 where a convolution reads it |
-| linear layer of tokens: input, weights | int8 | int8 |
-| its output | int8 | float |
-| queries, keys, values, scores, probabilities | int8 | float |
-| residual stream of tokens, norms, softmax | float | float |
-| heads | int8 weights, input by row | int8 weights |
+| tensor | LiteRT | ONNX Runtime | Core ML |
+|---|---|---|---|
+| convolution: input, weights, output | int8 | int8, thin leading ones float | int8 |
+| output of a SiLU | int8 | float, unless a convolution reads it | as ONNX Runtime |
+| sum of a residual block | int8 | int8 where a convolution reads it | as ONNX Runtime |
+| linear layer of tokens: input, weights | int8 | int8 | int8 |
+| its output | int8 | float | int8 |
+| queries, keys, values | int8 | float | int8, as outputs of the layer that makes them |
+| scores, probabilities | int8 | float | float |
+| residual stream of tokens, norms, softmax | float | float | float |
+| heads | int8 weights, input by row | int8 weights | int8 weights |
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, cast
 
 import torch
+from timm.layers import ConvMlp, Mlp
 from torch import Tensor, nn
 
 from edgekit.compress.slim.codes import (
@@ -44,7 +46,7 @@ from edgekit.export.session import FloatArray
 from edgekit.export.tflite.repair import SILU_FLOOR
 from edgekit.models.student import Student
 
-Runtime = Literal["tflite", "onnx"]
+Runtime = Literal["tflite", "onnx", "coreml"]
 Ranges = dict[str, tuple[float, float]]
 
 
@@ -72,7 +74,7 @@ _PARTS = ("query", "key", "value", "scores", "probabilities", "mixed")
 
 
 def simulate(student: Student, runtime: Runtime) -> Student:
-    """Put the fake quantization of one runtime's int8 file into `student`, a result of `folded`; in place."""
+    """Put the fake quantization of one runtime's int8 file into `student`, `folded` for that runtime; in place."""
     PUT_IN[runtime](student)
     for head in _heads(student):
         code_weights(head)
@@ -162,6 +164,26 @@ def _for_onnx(student: Student) -> None:
             code_weights(module, centred=_writes_stream(student.backbone, name))
 
 
+def _for_coreml(student: Student) -> None:
+    modules = list(student.backbone.named_modules())
+    floored = {id(layer) for _, module in modules for layer in _read_by_silu(module)}
+    for name, module in modules:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            code_input(module, ActivationCodes(f"{name}.in"))
+            code_weights(module)
+            floor = SILU_FLOOR if id(module) in floored else -float("inf")
+            code_output(module, ActivationCodes(f"{name}.out", floor=floor))
+
+
+def _read_by_silu(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of a module whose outputs nothing but a SiLU of the module reads."""
+    if not isinstance(getattr(module, "act", None), nn.SiLU):
+        return []
+    if isinstance(module, ConvAct):
+        return [module.conv]
+    return [module.fc1] if isinstance(module, Mlp | ConvMlp) and isinstance(module.norm, nn.Identity) else []
+
+
 def _is_thin(conv: nn.Conv2d) -> bool:
     most = Int8Config().thin_channels
     return conv.out_channels <= most and conv.weight[0].numel() <= most
@@ -184,7 +206,11 @@ def _heads(student: Student) -> list[nn.Linear]:
     return [layer for layer in (student.projection, student.classifier) if isinstance(layer, nn.Linear)]
 
 
-PUT_IN: Mapping[Runtime, Callable[[Student], None]] = {"tflite": _for_tflite, "onnx": _for_onnx}
+PUT_IN: Mapping[Runtime, Callable[[Student], None]] = {
+    "tflite": _for_tflite,
+    "onnx": _for_onnx,
+    "coreml": _for_coreml,
+}
 
 
 def calibrate(

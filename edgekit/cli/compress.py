@@ -30,7 +30,7 @@ _FIT_FIELDS = ("epochs", "batch_size", "lr", "seed", "device")
     "--runtime",
     default="tflite",
     show_default=True,
-    help="With --qat: whose int8 file is simulated, tflite or onnx; the file of the other gains less, or nothing.",
+    help="With --qat: whose 8-bit file is simulated: tflite, onnx, coreml (w8a8); others' files gain less, or nothing.",
 )
 @click.option(
     "--guide",

@@ -7,17 +7,19 @@ import torch
 
 from edgekit.compress.slim.folding import folded, write_back
 from edgekit.errors import UsageError
+from edgekit.export.rewrites import Target
 from tests.compress.slim.students_for_tests import some, student
 from tests.tolerances import FP32_EXPORT
 
 
+@pytest.mark.parametrize("target", ["tflite", "coreml"])
 @pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050", "test_byobnet"])
-def test_there_and_back(arch: str) -> None:
+def test_there_and_back(arch: str, target: Target) -> None:
     plain = student(arch)
     images = torch.from_numpy(some(2))
     with torch.no_grad():
         want = plain(images)
-        form = folded(plain)
+        form = folded(plain, target)
         found = form(images)
         torch.testing.assert_close(found.logits, want.logits, rtol=0, atol=FP32_EXPORT)
         torch.manual_seed(1)
@@ -29,7 +31,9 @@ def test_there_and_back(arch: str) -> None:
         again = back(images)
     assert type(back.backbone) is type(plain.backbone)
     assert back.state_dict().keys() == plain.state_dict().keys()
-    if arch == "mobilevit_xxs":  # its stream was thrown off centre, which the plain net's norms take back out
+    if (
+        arch == "mobilevit_xxs" and target == "tflite"
+    ):  # its stream was thrown off centre, which the plain net's norms take back out
         form = folded(back)
         changed = form(images)
     torch.testing.assert_close(again.logits, changed.logits, rtol=0, atol=FP32_EXPORT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from edgekit.errors import LoadError, UsageError, first_line
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
-from edgekit.models.weights import read_safetensors, write_safetensors
+from edgekit.models.weights import fill, read_checkpoint, write_safetensors
 
 SCHEMA_VERSION = 1
 STUDENT_FILE = "student.safetensors"
@@ -41,22 +40,11 @@ def load_student(run: Path) -> Student:
         LoadError: no checkpoint, a damaged one, one of a newer edgekit, or tensors that do not fit its spec.
     """
     path = student_file(run)
-    tensors, metadata = read_safetensors(path)
-    try:
-        header = json.loads(metadata["edgekit"])
-        version = int(header["schema_version"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise LoadError(f"{path} is not an edgekit student: its metadata has no header of edgekit ({e!r:.120})") from e
-    if version > SCHEMA_VERSION:
-        raise LoadError(f"{path} was written by a newer edgekit (schema {version} > {SCHEMA_VERSION}); update edgekit")
+    tensors, header = read_checkpoint(path, "student", ("student",), SCHEMA_VERSION)
     try:
         spec = StudentSpec.from_dict(header["student"])
         student = Student(spec)
-    except (KeyError, LoadError, UsageError) as e:
+    except (LoadError, UsageError) as e:
         raise LoadError(f"{path} names a student that cannot be built here: {first_line(e)}") from e
-    try:
-        student.load_state_dict(tensors)
-    except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
-        raise LoadError(f"{path} does not fit the architecture it names, {spec.arch}: {reason}") from e
+    fill(student, tensors, path, spec.arch)
     return student.eval()

@@ -7,7 +7,6 @@ Radford et al. 2021 (arXiv 2103.00020), §2.4. The towers here are a timm net an
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from edgekit.models.clip_spec import ClipFamily, ClipSpec, ContrastiveLoss
 from edgekit.models.student import create_backbone
 from edgekit.models.text_tower import TextTower
 from edgekit.models.tokenizer import Tokenizer, tokenizer_from_dict
-from edgekit.models.weights import read_safetensors, write_safetensors
+from edgekit.models.weights import fill, read_checkpoint, write_safetensors
 
 __all__ = [
     "CLIP_FILE",
@@ -223,13 +222,8 @@ def load_clip(run: Path) -> tuple[Clip, Tokenizer]:
     path = clip_file(run)
     if not path.is_file():
         raise LoadError(f"{run} holds no CLIP: expected a run folder with {CLIP_FILE}, or such a file")
-    tensors, metadata = read_safetensors(path)
+    tensors, header = read_checkpoint(path, "CLIP", ("clip", "tokenizer"), SCHEMA_VERSION)
     try:
-        header = json.loads(metadata["edgekit"])
-        if (version := header["schema_version"]) > SCHEMA_VERSION:
-            raise LoadError(
-                f"{path} was written by a newer edgekit (schema {version}, not {SCHEMA_VERSION}); update it"
-            )
         spec = ClipSpec.from_dict(header["clip"])
         tokenizer = tokenizer_from_dict(header["tokenizer"])
     except (KeyError, TypeError, ValueError) as e:
@@ -237,12 +231,9 @@ def load_clip(run: Path) -> tuple[Clip, Tokenizer]:
     check_tokenizer(path, spec, tokenizer)
     try:
         clip = create_clip(spec)
-        clip.load_state_dict(tensors)
-    except UsageError as e:
+    except (RuntimeError, UsageError) as e:
         raise LoadError(f"{path} names towers that cannot be built here: {first_line(e)}") from e
-    except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
-        raise LoadError(f"{path} does not fit the architecture it names, {spec.vision}: {reason}") from e
+    fill(clip, tensors, path, spec.vision)
     return clip.eval(), tokenizer
 
 

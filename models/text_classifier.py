@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from edgekit.errors import LoadError, UsageError, first_line
 from edgekit.models.text_encoder import EncoderConfig, PieceEmbedding, ScratchEncoder
 from edgekit.models.text_run import TEXT_FILE
 from edgekit.models.text_tokenizer import Ids, TextTokenizer, TrainedBpe, text_tokenizer_from_dict
-from edgekit.models.weights import read_safetensors, write_safetensors
+from edgekit.models.weights import fill, read_checkpoint, write_safetensors
 
 SCHEMA_VERSION = 1
 SCRATCH = "edgekit-text"
@@ -151,25 +150,13 @@ def load_text_classifier(run: Path) -> tuple[TextClassifier, TextTokenizer]:
         LoadError: no checkpoint, a damaged one, one of a newer edgekit, or a tokenizer that is not the model's.
     """
     path = text_file(run)
-    tensors, metadata = read_safetensors(path)
+    tensors, header = read_checkpoint(path, "text classifier", ("text", "tokenizer"), SCHEMA_VERSION)
     try:
-        header = json.loads(metadata["edgekit"])
-        version = int(header["schema_version"])
-        values = header["text"], header["tokenizer"]
-    except (KeyError, TypeError, ValueError) as e:
-        raise LoadError(f"{path} is not a text classifier of edgekit: its metadata says nothing of one ({e!r})") from e
-    if version > SCHEMA_VERSION:
-        raise LoadError(f"{path} was written by a newer edgekit (schema {version} > {SCHEMA_VERSION}); update edgekit")
-    try:
-        tokenizer = text_tokenizer_from_dict(values[1])
-        model = build_text_classifier(TextSpec.from_dict(values[0]), tokenizer)
+        tokenizer = text_tokenizer_from_dict(header["tokenizer"])
+        model = build_text_classifier(TextSpec.from_dict(header["text"]), tokenizer)
     except (LoadError, UsageError) as e:
         raise LoadError(f"{path} names a text classifier that cannot be built here: {first_line(e)}") from e
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
-        raise LoadError(f"{path} does not fit the architecture it names, {model.spec.arch}: {reason}") from e
+    fill(model, tensors, path, model.spec.arch)
     return model.eval(), tokenizer
 
 

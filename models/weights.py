@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgekit import atomic
 from edgekit.errors import LoadError, first_line
@@ -29,6 +30,45 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping
         except SafetensorError as e:  # it says the system's error in words alone
             raise OSError(first_line(e)) from e
         temporary.chmod(mode)  # safetensors 0.8 puts a file of its own in the place
+
+
+def read_checkpoint(
+    path: Path, what: str, parts: Sequence[str], newest: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a checkpoint of edgekit, and parts of its header.
+
+    Args:
+        path: the file.
+        what: it should hold, for the messages, e.g. "student".
+        parts: names of what is wanted of its header.
+        newest: schema version that this edgekit knows.
+
+    Raises:
+        LoadError: not there, damaged, of something else, or of a newer edgekit.
+    """
+    tensors, metadata = read_safetensors(path)
+    try:
+        header = json.loads(metadata["edgekit"])
+        version = int(header["schema_version"])
+        wanted = {name: header[name] for name in parts} if version <= newest else {}
+    except (KeyError, TypeError, ValueError) as e:
+        raise LoadError(f"{path} is not an edgekit {what}: its metadata has no header of one ({e!r:.120})") from e
+    if version > newest:
+        raise LoadError(f"{path} was written by a newer edgekit (schema {version} > {newest}); update edgekit")
+    return tensors, wanted
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, arch: str) -> None:
+    """Load the tensors of the checkpoint `path` into a model.
+
+    Raises:
+        LoadError: they are another architecture's than `arch`, which the checkpoint names.
+    """
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as e:
+        reason = " ".join(str(e).split())[:200]
+        raise LoadError(f"{path} does not fit the architecture it names, {arch}: {reason}") from e
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

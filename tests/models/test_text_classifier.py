@@ -106,8 +106,8 @@ def header_of(change: dict[str, object]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("metadata", "named"),
     [
-        ({}, "not a text classifier"),
-        ({"edgekit": "{"}, "not a text classifier"),
+        ({}, "not an edgekit text classifier"),
+        ({"edgekit": "{"}, "not an edgekit text classifier"),
         (header_of({"schema_version": 99}), "newer edgekit"),
         (header_of({"text": {"arch": SCRATCH}}), "cannot be built here"),
         (header_of({"tokenizer": {"kind": "pickle"}}), "cannot be built here"),

@@ -43,8 +43,13 @@ class TrainingDisplay:
         self.forecasts = terminal.verbosity >= 0
 
     def start(self, epochs: int, steps_per_epoch: int, done_steps: int = 0) -> None:
-        """Open the bar; a resumed run begins at `done_steps`."""
+        """Open the bar; a resumed run begins at `done_steps`, and says so."""
         self._epochs = epochs
+        if done_steps:
+            done, step = divmod(done_steps, steps_per_epoch)
+            within = f", after {step} of its {steps_per_epoch} steps" if step else ""
+            where = f"in epoch {done + 1} of {epochs}{within}" if done < epochs else f"after all {epochs} epochs"
+            self._terminal.say(f"resumed  {where}")
         self._started = time.perf_counter()
         if self._terminal.verbosity >= 0 and self._terminal.console.is_terminal:
             self._progress = self._terminal.progress()

@@ -40,6 +40,22 @@ def test_a_row_per_evaluated_epoch_under_one_header(capsys: pytest.CaptureFixtur
     assert len(header.rstrip()) >= len(first.rstrip()) - len("seconds  best")
 
 
+@pytest.mark.parametrize(
+    ("done_steps", "said"),
+    [
+        (0, []),
+        (13, ["resumed  in epoch 2 of 3, after 3 of its 10 steps"]),
+        (20, ["resumed  in epoch 3 of 3"]),
+        (30, ["resumed  after all 3 epochs"]),
+    ],
+)
+def test_a_resumed_run_says_from_where(done_steps: int, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    display = TrainingDisplay(Terminal())
+    display.start(3, 10, done_steps)
+    display.finish()
+    assert capsys.readouterr().err.splitlines() == said
+
+
 @pytest.mark.parametrize("rows", [[row(1)], [row(1, evaluated=False), row(2), row(3)]])
 def test_a_run_is_drawn_with_what_was_measured(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     plot_run(rows, tmp_path / "plots" / "training.png", teacher_acc=0.8, title=r"runs/[a] $\frac$ ü")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import edgekit.compress
 import edgekit.errors
@@ -40,6 +41,20 @@ def refuse_disagreement(processes: Processes, facts: Mapping[str, Any], what: st
                     f"the processes disagree on {what}: {name} is {ours} in process 0 and {other} in process {rank}. "
                     f"Start all of them with the same command, the same data and the same edgekit"
                 )
+
+
+def refuse_other_training(processes: Processes, settings: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse processes that would train on different things, before they exchange a number.
+
+    Raises:
+        UsageError: as `refuse_disagreement`.
+    """
+    if processes.world == 1:
+        return
+    shapes = [(name, *tensor.shape) for name, tensor in model.state_dict().items()]
+    facts = {**settings, "shapes of the weights": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}
+    refuse_disagreement(processes, facts, "the training")
+    refuse_disagreement(processes, code_facts(), "the code")
 
 
 def code_facts() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,8 +12,8 @@ from edgekit.compress.forecast.outlook import Outlook
 from edgekit.compress.guard.guard import Trouble, ran_out_of_patience
 from edgekit.compress.guard.plan_ahead import refuse_restarts
 from edgekit.compress.guard.watch import MOST_ROLLBACKS, DivergedError, TroubleError, Watch
-from edgekit.compress.parallel.agreement import code_facts, refuse_disagreement
-from edgekit.compress.parallel.processes import Processes, join
+from edgekit.compress.parallel.agreement import refuse_other_training
+from edgekit.compress.parallel.processes import join
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.show.display import Display, Silent
 from edgekit.compress.show.tensorboard import Board
@@ -72,25 +71,11 @@ def fit(
     """
     processes = join(pick_device(config))
     with processes.together():
-        _refuse_disagreement(processes, task, config)
+        refuse_other_training(processes, config.model_dump() | {"steps per epoch": task.steps_per_epoch}, task.model)
         if not processes.is_main:
             return _Fit(task, config, MutedRunFolder(run.path), Silent()).run(resume=resume)
         with locked(run.path):
             return _Fit(task, config, run, display or Silent()).run(resume=resume)
-
-
-def _refuse_disagreement(processes: Processes, task: Task, config: FitConfig) -> None:
-    """Refuse processes that would train on different things, before they exchange a number."""
-    if processes.world == 1:
-        return
-    shapes = [(name, *tensor.shape) for name, tensor in task.model.state_dict().items()]
-    facts = {
-        **config.model_dump(),
-        "steps per epoch": task.steps_per_epoch,
-        "shapes of the weights": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
-    }
-    refuse_disagreement(processes, facts, "the training")
-    refuse_disagreement(processes, code_facts(), "the code")
 
 
 class _Fit:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import edgekit.models.int8_student  # noqa: F401  makes its nets known to timm
 from edgekit.errors import LoadError, UsageError, did_you_mean, first_line
 from edgekit.models.freezing import early_weights
 from edgekit.models.spec import StudentSpec

@@ -18,7 +18,7 @@ from edgekit.export.calibration.statistics import Histograms, Observe, Run, coll
 from edgekit.export.choice.sensitivity import SENSITIVITY_IMAGES, worst_layers
 from edgekit.export.onnx.convert import save_onnx
 from edgekit.export.onnx.graph import OnnxGraph, attribute, of_kind
-from edgekit.export.onnx.qdq import QdqWriter, Range
+from edgekit.export.onnx.qdq import QdqWriter, Range, coded_outputs
 from edgekit.export.onnx.surgery import Product, Shapes, fuse_silu, open_attention
 from edgekit.export.session import FloatArray
 
@@ -174,11 +174,12 @@ def _is_thin(graph: OnnxGraph, node: Any, channels: int) -> bool:
 def activations_of(graph: OnnxGraph, layers: Collection[str], products: Collection[Product]) -> list[str]:
     """Return the activations whose ranges are needed, in graph order."""
     names: dict[str, None] = {}
+    outputs = coded_outputs(graph, layers)
     for node in graph.nodes:
         if node.name in layers:
             names[node.input[0]] = None
-            if node.op_type == "Conv":
-                names[node.output[0]] = None
+            if node.name in outputs:
+                names[outputs[node.name]] = None
     return [*names, *dict.fromkeys(source for product in products for source in product.sources)]
 
 

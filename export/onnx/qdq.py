@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.export.onnx.graph import CONTRIB, FLOAT, OnnxGraph, attribute
+from edgekit.export.onnx.graph import CONTRIB, FLOAT, OnnxGraph, attribute, of_kind
 from edgekit.export.onnx.surgery import Product
 
 Code = Literal["uint8", "int8"]
@@ -17,6 +17,9 @@ Range = tuple[float, float]
 
 CODES: tuple[Code, Code] = ("uint8", "int8")
 """Codes of the two sides of a product."""
+
+CLAMPS = ("Relu", "Clip")
+"""What a convolution's 8-bit output can do by its range alone."""
 
 INT32_ROOM = 2**30
 """A bias code stays below this, so that adding it to the sums of a layer cannot overflow 32 bits."""
@@ -52,6 +55,7 @@ class QdqWriter:
         Of the layers named `weights` only the weights are quantized; those named `halves` get float16 weights.
         """
         by_name = {product.name: product for product in products}
+        rounded = set(coded_outputs(self.graph, layers).values())
         gates = {gate: (p.sources[i], CODES[i]) for p in products for i, gate in enumerate(p.gates) if gate != p.name}
         for node in list(self.graph.nodes):
             if node.name in by_name:
@@ -66,7 +70,7 @@ class QdqWriter:
             elif node.name in gates:
                 node.input[0] = self._codes(*gates[node.name])
             self._nodes.append(node)
-            if node.name in layers and node.op_type == "Conv":
+            if node.output[0] in rounded:
                 self._activation(node.output[0], "uint8")
         self._share()
         self.graph.rebuild(self._nodes)
@@ -186,6 +190,22 @@ class QdqWriter:
                 node.input[:] = [rounded.get(name, name) for name in node.input]
             if node.output[0] in sources:
                 rounded[sources[node.output[0]]] = node.output[0]
+
+
+def coded_outputs(graph: OnnxGraph, layers: Collection[str]) -> dict[str, str]:
+    """Return for each convolution among `layers` the tensor that holds the codes of its output.
+
+    That is the output of the clamp after it, where nothing else reads what the clamp cuts off: the codes then span
+    what is left, and a runtime makes one kernel of the two.
+    """
+    readers, found = graph.consumers(), {}
+    for conv in of_kind(graph.nodes, "Conv"):
+        if conv.name in layers:
+            output = conv.output[0]
+            after = readers.get(output, [])
+            clamped = len(after) == 1 and after[0].op_type in CLAMPS and output not in graph.outputs
+            found[conv.name] = after[0].output[0] if clamped else output
+    return found
 
 
 def _weight_scale(

@@ -67,7 +67,8 @@ class Product:
 def open_attention(graph: OnnxGraph, shapes: Shapes, min_tokens: int) -> list[Product]:
     """Write each Attention over at least `min_tokens` tokens as two MatMul around a Softmax; return the products.
 
-    Attention(q, k, v) = softmax(scale · q kᵀ) v per head (ONNX opset 23); q, k, v are (G, N, heads · d). As one node
+    Attention(q, k, v) = softmax(scale · q kᵀ) v per head (ONNX opset 23); q is (G, N, heads · d), k and v have a number
+    of tokens of their own. As one node
     its products cannot be quantized. The scale is folded into nothing here: edgekit's files carry scale 1.
     """
     nodes: list[Any] = []
@@ -83,21 +84,21 @@ def open_attention(graph: OnnxGraph, shapes: Shapes, min_tokens: int) -> list[Pr
 
 
 def _can_be_opened(node: Any, shapes: Shapes, min_tokens: int) -> bool:
-    shape = shapes.get(node.input[0], ())
     plain = len(node.input) == 3 and len(node.output) == 1 and attribute(node, "scale") == 1.0
-    tokens, width = shape[1:] if len(shape) == 3 else (None, None)
-    if not (plain and isinstance(tokens, int) and isinstance(width, int)):
+    sides = [side for name in node.input[:3] for side in shapes.get(name, ())[1:]]
+    if not plain or len(sides) != 6 or not all(isinstance(side, int) for side in sides):
         return False
+    tokens, width = int(sides[0] or 0), int(sides[1] or 0)
     return tokens >= min_tokens and width >= MIN_HEAD_DIM * int(attribute(node, "q_num_heads"))
 
 
 def _open_one(graph: OnnxGraph, node: Any, shapes: Shapes, nodes: list[Any]) -> list[Product]:
     stem, heads = node.name, attribute(node, "q_num_heads")
     tokens, width = shapes[node.input[0]][1:]
-    split = graph.constant(f"{stem}.split", np.array([-1, tokens, heads, int(width or 0) // heads]))
     merge = graph.constant(f"{stem}.merge", np.array([-1, tokens, width]))
     parts, gates = [], []
     for name, perm in zip(node.input, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True):
+        split = graph.constant(f"{stem}.split", np.array([-1, shapes[name][1], heads, int(width or 0) // heads]))
         nodes.append(graph.node("Reshape", [name, split], stem))
         gates.append(nodes[-1].name)
         nodes.append(graph.node("Transpose", [nodes[-1].output[0]], stem, perm=perm))

@@ -15,6 +15,7 @@ from torch import nn
 from edgekit.export.rewrites.batchnorm import fold_batch_norms
 from edgekit.export.rewrites.mobilevit import move_to_tokens
 from edgekit.export.rewrites.mobilevitv2 import move_v2_to_tokens, pool_before_keys
+from edgekit.export.rewrites.pooled_attention import open_pooled_attention
 from edgekit.export.rewrites.transformer import (
     attention_as_bmm,
     attention_as_onnx_node,
@@ -50,6 +51,9 @@ class Rewrite:
 BATCH_NORM = Rewrite("batch-norm", fold_batch_norms, "one op less per convolution", "a BatchNorm right after a Conv2d")
 TOKENS = Rewrite("tokens", move_to_tokens, "no transposes around pointwise convolutions", "a timm MobileVitBlock")
 TOKENS_V2 = Rewrite("tokens-v2", move_v2_to_tokens, "converts, and runs as matrix products", "a timm MobileVitV2Block")
+POOLED = Rewrite(
+    "pooled-attention", open_pooled_attention, "lets the attention below be one kernel", "a block of the int8 students"
+)
 POOL = Rewrite("pool-before-keys", pool_before_keys, "a seventh of the products less", "a timm MobileVitV2Block")
 AFFINE = Rewrite("norm-affine", fold_norm_affine, "two ops less per norm", "a timm MobileViT block")
 SCALE = Rewrite("attention-scale", fold_attention_scale, "one op less per attention", "a timm MobileVitBlock")
@@ -62,14 +66,14 @@ RMS = Rewrite(
 )
 RMS_NODE = Rewrite("rms-norm-node", rms_norm_as_onnx_node, "0.6 of LayerNorm's time", "a timm MobileVitBlock")
 MEAN = Rewrite("mean-as-linear", mean_as_linear, "one XNNPACK delegate, not 49", "a timm MobileVitBlock")
-ATTENTION_NODE = Rewrite("attention-node", attention_as_onnx_node, "one kernel per attention", "a timm MobileVitBlock")
-ATTENTION_BMM = Rewrite("attention-bmm", attention_as_bmm, "3-D products stay in XNNPACK", "a timm MobileVitBlock")
+ATTENTION_NODE = Rewrite("attention-node", attention_as_onnx_node, "one kernel per attention", "a MobileViT block")
+ATTENTION_BMM = Rewrite("attention-bmm", attention_as_bmm, "3-D products stay in XNNPACK", "a MobileViT block")
 SILU = Rewrite("silu-node", silu_as_one_node, "stays one kernel between quantized ops", "an nn.SiLU")
 
 REWRITES: Mapping[Target, tuple[Rewrite, ...]] = {
-    "onnx": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, BIASES, RMS, RMS_NODE, ATTENTION_NODE, SILU),
-    "tflite": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, BIASES, RMS, ATTENTION_BMM),
-    "executorch": (BATCH_NORM, TOKENS, TOKENS_V2, POOL, AFFINE, SCALE, BIASES, RMS, MEAN, ATTENTION_BMM),
+    "onnx": (BATCH_NORM, TOKENS, TOKENS_V2, POOLED, POOL, AFFINE, SCALE, BIASES, RMS, RMS_NODE, ATTENTION_NODE, SILU),
+    "tflite": (BATCH_NORM, TOKENS, TOKENS_V2, POOLED, POOL, AFFINE, SCALE, BIASES, RMS, ATTENTION_BMM),
+    "executorch": (BATCH_NORM, TOKENS, TOKENS_V2, POOLED, POOL, AFFINE, SCALE, BIASES, RMS, MEAN, ATTENTION_BMM),
     # Core ML's own passes like the plain net: on tokens it gets 78 transposes in place of 30.
     "coreml": (BATCH_NORM,),
 }

@@ -118,7 +118,7 @@ class SdpaCore(nn.Module):
         self.scale = scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Map q, k, v (G, N, heads · d) to (G, N, heads · d); attention is within each of the G groups."""
+        """Map q (G, N, heads · d), k and v (G, M, heads · d) to (G, N, heads · d); attention is within each group."""
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1).transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
 
@@ -130,13 +130,13 @@ class BmmCore(SdpaCore):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Map q, k, v (G, N, heads · d) to (G, N, heads · d)."""
-        groups, tokens, width = q.shape
+        """Map q (G, N, heads · d), k and v (G, M, heads · d) to (G, N, heads · d)."""
+        (groups, tokens, width), keys = q.shape, k.shape[1]
         heads, d = self.heads, width // self.heads
         if self.scale != 1.0:
             q = q * self.scale
-        q, v = (t.reshape(-1, tokens, heads, d).transpose(1, 2).reshape(-1, tokens, d) for t in (q, v))
-        k = k.reshape(-1, tokens, heads, d).permute(0, 2, 3, 1).reshape(-1, d, tokens)
+        q, v = (t.reshape(-1, n, heads, d).transpose(1, 2).reshape(-1, n, d) for t, n in ((q, tokens), (v, keys)))
+        k = k.reshape(-1, keys, heads, d).permute(0, 2, 3, 1).reshape(-1, d, keys)
         mixed = torch.bmm(torch.softmax(torch.bmm(q, k), dim=-1), v)
         return mixed.reshape(groups, heads, tokens, d).transpose(1, 2).reshape(groups, tokens, width)
 
@@ -145,7 +145,7 @@ class OnnxAttentionCore(SdpaCore):
     """The same as one `Attention` node of ONNX opset 23, which takes (G, N, heads · d) and splits the heads itself."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Map q, k, v (G, N, heads · d) to (G, N, heads · d)."""
+        """Map q (G, N, heads · d), k and v (G, M, heads · d) to (G, N, heads · d)."""
         if not torch.compiler.is_exporting():
             return super().forward(q, k, v)
         return torch.onnx.ops.symbolic(

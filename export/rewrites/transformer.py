@@ -20,6 +20,7 @@ from edgekit.export.rewrites.layers import (
 )
 from edgekit.export.rewrites.mobilevit import TokenAttention, TokenMobileVitBlock, TokenTransformer
 from edgekit.export.rewrites.mobilevitv2 import TokenLinearTransformer, TokenMobileVitV2Block
+from edgekit.export.rewrites.pooled_attention import TokenPooledAttention
 
 Norm = nn.LayerNorm | SampleNorm
 
@@ -111,7 +112,7 @@ def _is_centrable(block: TokenMobileVitBlock) -> bool:
 
 
 def _set_cores(model: nn.Module, core: type[SdpaCore]) -> int:
-    found = [module for module in model.modules() if isinstance(module, TokenAttention)]
+    found = [module for module in model.modules() if isinstance(module, TokenAttention | TokenPooledAttention)]
     for attention in found:
         attention.core = core(attention.core.heads, attention.core.scale)
     return len(found)

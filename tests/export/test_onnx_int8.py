@@ -113,8 +113,8 @@ def test_attention_products_in_int8(wide_path: Path, tmp_path: Path) -> None:
 def test_opening_attention_is_exact(wide_path: Path, tmp_path: Path) -> None:
     source, opened = wide_path, tmp_path / "opened.onnx"
     graph = OnnxGraph.read(source)
-    shapes = {node.input[0]: (4, 16, 144) for node in list(graph.nodes) if node.op_type == "Attention"}
-    first = dict(list(shapes.items())[:2])
+    attentions = [node for node in graph.nodes if node.op_type == "Attention"]
+    first = {name: (4, 16, 144) for node in attentions[:2] for name in node.input}
     assert len(open_attention(graph, first, 16)) == 4
     onnx.save(graph.model, opened)
     assert snr_db(source, opened) > 100

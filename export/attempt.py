@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError
-from edgekit.export.audit.audit import check_precision
+from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.exporters import Conversion, write_file
 from edgekit.export.manifest import PortRecord
 from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, failures
 from edgekit.export.ports import ports_of
 from edgekit.export.precisions import in_format
-from edgekit.export.runtimes import SUFFIX_OF, Format, open_session, size_bytes
+from edgekit.export.runtimes import SUFFIX_OF, Format, open_session
 from edgekit.export.session import FloatArray, Outputs, run_batched
 
 
@@ -76,10 +76,10 @@ class Workshop:
             session = open_session(made)
             self.found[name] = run_batched(session, images)
             parity = compare_outputs(expected, self.found[name])
-            problems = failures(parity, GATES[precision]) + check_precision(made, precision)
-            ports = ports_of(made)
+            facts = audit(made)
+            problems = failures(parity, GATES[precision]) + check_precision(facts, precision)
             info = asdict(session.info)
-            return Attempt(name, form, precision, recipe, size_bytes(made), parity, info, *ports, problems)
+            return Attempt(name, form, precision, recipe, facts.size_bytes, parity, info, *ports_of(facts), problems)
         except EdgekitError as e:
             return Attempt(name, form, precision, problems=(str(e),))
         except Exception as e:  # converters raise their own types; one format's failure must not take the others along

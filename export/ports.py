@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
-from edgekit.export.audit.audit import audit
+from edgekit.export.audit.record import Audit
 from edgekit.export.manifest import PortRecord
 
 Ports = tuple[PortRecord, ...]
 
 
-def ports_of(path: Path) -> tuple[Ports, Ports]:
-    """Return what a file takes and gives, in its own names, shapes, types and order.
-
-    Raises:
-        LoadError: as `edgekit.export.audit.audit.audit`.
-    """
-    found = audit(path)
+def ports_of(found: Audit) -> tuple[Ports, Ports]:
+    """Return what an audited file takes and gives, in its own names, shapes, types and order."""
     inputs, outputs = (tuple(PortRecord(**asdict(port)) for port in side) for side in (found.inputs, found.outputs))
     return inputs, outputs
 

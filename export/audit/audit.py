@@ -150,8 +150,8 @@ def stored_precision(path: Path) -> StoredPrecision:
     return audit(path).precision
 
 
-def check_precision(path: Path, claimed: Precision) -> tuple[str, ...]:
-    """Return why a file is not what it claims to be; empty where it is.
+def check_precision(found: Audit, claimed: Precision) -> tuple[str, ...]:
+    """Return why an audited file is not what it claims to be; empty where it is.
 
     - fp32: stored as fp32, and no product in 8 bits.
     - fp16: stored as fp16; in Core ML packages, where the arithmetic is a choice of the file's, computed so, too.
@@ -161,11 +161,12 @@ def check_precision(path: Path, claimed: Precision) -> tuple[str, ...]:
     - w8a8: stored in 8 bits, and computed so, which the name promises in Core ML packages, too.
     - dynamic, w8, palettes: stored in as many bits; of dynamic ones some products are in 8 bits, with dynamic ranges.
 
-    Raises as `audit`, and LoadError where ONNX Runtime rejects the file.
+    Raises:
+        LoadError: ONNX Runtime, where it is asked, rejects the file.
+        MissingExtraError: it is not installed.
     """
-    found = audit(path)
     needs_runtime = claimed in ("int8", "mixed") and found.format == "onnx" and marked_products(found)
-    return precision_reasons(found, audit_runtime(path) if needs_runtime else None, claimed)
+    return precision_reasons(found, audit_runtime(Path(found.path)) if needs_runtime else None, claimed)
 
 
 def precision_reasons(found: Audit, runtime: RuntimeAudit | None, claimed: Precision) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from edgekit.errors import EdgekitError, first_line
 from edgekit.export.attempt import Attempt
-from edgekit.export.audit.audit import check_precision
+from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.parity import GATES, Precision, compare_outputs, failures
 from edgekit.export.ports import ports_of
-from edgekit.export.runtimes import SUFFIX_OF, Format, size_bytes
+from edgekit.export.runtimes import SUFFIX_OF, Format
 from edgekit.export.session import Outputs
 from edgekit.export.text.convert import TEXT_EXPORTERS, TextConversion
 from edgekit.export.text.session import open_text_session, run_texts
@@ -63,14 +63,14 @@ def attempt_text(
         session = open_text_session(made)
         found = comparison.found[name] = run_texts(session, comparison.ids)
         parity = compare_outputs(comparison.expected, found)
+        facts = audit(made)
         problems = (
             *failures(parity, GATES[precision]),
-            *check_precision(made, precision),
+            *check_precision(facts, precision),
             *_lost(comparison, found),
         )
-        attempt = Attempt(
-            name, form, precision, recipe, size_bytes(made), parity, asdict(session.info), *ports_of(made), problems
-        )
+        info = asdict(session.info)
+        attempt = Attempt(name, form, precision, recipe, facts.size_bytes, parity, info, *ports_of(facts), problems)
         if not problems:
             shutil.move(str(made), bundle / name)
     except EdgekitError as e:

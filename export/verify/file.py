@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError, LoadError, MissingExtraError, first_line
-from edgekit.export.audit.audit import check_precision
+from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.golden import Golden, preprocessing_difference, read_golden
 from edgekit.export.manifest import GOLDEN_FILE, FileRecord, Manifest, read_manifest, resolve
 from edgekit.export.parity import GATES, Gate, Parity, compare_outputs, failures
@@ -73,11 +73,12 @@ def file_checks(bundle: str, number: int, threads: int, tensorflow_python: str |
 def file_alone(path: Path, record: FileRecord) -> list[Check]:
     """Check what can be read without running the file: its precision, its inputs and outputs."""
     try:
-        reasons = check_precision(path, record.precision)
-        found = ports_of(path)
+        facts = audit(path)
+        reasons = check_precision(facts, record.precision)
     except EdgekitError as e:
         return [Check(record.path, "precision", False, str(e), isinstance(e, MissingExtraError))]
     detail = "; ".join(reasons) or f"{record.precision}, as the manifest says"
+    found = ports_of(facts)
     wrong = differences(found, (record.inputs, record.outputs))
     ports = f"{describe_ports(found[0])} to {describe_ports(found[1])}"
     return [

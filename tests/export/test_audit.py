@@ -49,7 +49,7 @@ def files() -> Artifacts:
 def test_a_file_is_what_it_is_and_may_claim_only_that(files: Artifacts, name: str) -> None:
     precision, claims = EXPECTED[name]
     assert stored_precision(files[name]) == precision
-    assert {claim for claim in CLAIMS if not check_precision(files[name], claim)} == claims
+    assert {claim for claim in CLAIMS if not check_precision(audit(files[name]), claim)} == claims
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -72,7 +72,7 @@ def test_our_metadata_is_read_back(files: Artifacts, name: str) -> None:
 
 
 def test_what_a_file_claims_is_named_beside_what_it_is(files: Artifacts) -> None:
-    (reason,) = check_precision(files["tflite fp16"], "int8")
+    (reason,) = check_precision(audit(files["tflite fp16"]), "int8")
     assert reason == "it claims int8, but it is fp16: its weights are 98.7 % fp16, 1.3 % fp32"
 
 
@@ -154,7 +154,7 @@ def test_core_ml_with_quantized_activations_computes_in_8_bits(tmp_path: Path) -
             compute_precision=ct.precision.FLOAT32,
         ).save(str(path))
     assert audit(path).macs_by_dtype() == {INT8: 64 * 32}
-    assert stored_precision(path) == "int8" and check_precision(path, "int8") == ()
+    assert stored_precision(path) == "int8" and check_precision(audit(path), "int8") == ()
 
 
 # ---- what the runtimes do
@@ -189,7 +189,7 @@ def test_an_int8_file_that_the_runtime_does_not_fuse_is_found_out(files: Artifac
     path = tmp_path / "unfused.onnx"
     onnx.save(model, path)
     assert stored_precision(path) == "int8"
-    (reason,) = check_precision(path, "int8")
+    (reason,) = check_precision(audit(path), "int8")
     assert "of its 3 8-bit products in integers" in reason
 
 

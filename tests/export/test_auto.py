@@ -88,8 +88,8 @@ class Wide(nn.Module):
 def test_palettes_are_smaller_and_compute_nearly_the_same(bits: int, least_db: float, tmp_path: Path) -> None:
     export_coreml(Wide().eval(), SIZE, tmp_path / "half.mlpackage", output_names=("logits",))
     palettize_weights(tmp_path / "half.mlpackage", tmp_path / "palette.mlpackage", bits)
-    assert check_precision(tmp_path / "palette.mlpackage", "palette6" if bits == 6 else "palette4") == ()
-    assert check_precision(tmp_path / "palette.mlpackage", "w8") != ()
+    assert check_precision(audit(tmp_path / "palette.mlpackage"), "palette6" if bits == 6 else "palette4") == ()
+    assert check_precision(audit(tmp_path / "palette.mlpackage"), "w8") != ()
     stored = {weights.dtype: weights for weights in audit(tmp_path / "palette.mlpackage").weights}
     assert stored[f"uint{bits}"].elements == 48 * 64 * 9
     images = pictures(4, SIZE, seed=3).numpy()

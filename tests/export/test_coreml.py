@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.export.audit.audit import check_precision
+from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.coreml.convert import export_coreml, quantize_weights
 from edgekit.export.mil.interpreter import MilProgram, MilSession
 from edgekit.export.mil.package import read_package
@@ -68,7 +68,7 @@ def test_a_package_gives_label_probabilities_and_the_chosen_outputs(
     assert description.predictedProbabilitiesName == "classLabel_probs"
     assert description.input[0].type.WhichOneof("Type") == "imageType"
     assert json.loads(description.metadata.userDefined["edgekit.classes"]) == list(CLASSES)
-    assert check_precision(path, precision) == ()
+    assert check_precision(audit(path), precision) == ()
     session, program = MilSession(path), MilProgram.load(path)
     assert program.classes == CLASSES
     for picture in pictures():

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError, UsageError
-from edgekit.export.audit.audit import check_precision
+from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.coreml.activations import ActivationConfig, quantize_activations
 from edgekit.export.coreml.convert import export_coreml
 from edgekit.export.mil.interpreter import MilProgram, MilSession
@@ -42,8 +42,8 @@ def test_the_program_computes_in_8_bits(package: Path, tmp_path: Path) -> None:
     report = quantize_activations(package, out, batches)
     assert report.statistics.images == 16
     assert report.coded["conv"] > 20 and report.coded["linear"] > 20
-    assert check_precision(out, "w8a8") == ()
-    assert check_precision(package, "w8a8")
+    assert check_precision(audit(out), "w8a8") == ()
+    assert check_precision(audit(package), "w8a8")
     assert size_bytes(out) < 0.75 * size_bytes(package)
     program = MilProgram.load(out)
     kinds = [operation.type for operation in program.operations]

@@ -49,8 +49,8 @@ def test_it_computes_what_the_net_computes(arch: str, tmp_path: Path) -> None:
         found = session(image.numpy())
         for name, expected in zip(("logits", "embedding"), net(image), strict=True):
             assert np.abs(found[name] - expected.detach().numpy()).max() < FP32_EXPORT
-    assert check_precision(tmp_path / "m.savedmodel", "fp32") == ()
     facts = audit(tmp_path / "m.savedmodel")
+    assert check_precision(facts, "fp32") == ()
     assert [port.name for port in facts.inputs] == ["image"]
     assert facts.parameters > 0.9 * sum(p.numel() for p in net.parameters())
     with pytest.raises(DataError, match=r"\(1, 3, 32, 32\)"):

@@ -30,6 +30,20 @@ class DeployedPictures(nn.Module):
     image_size: int
 
 
+def chosen_outputs(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the outputs of a classifier's file.
+
+    Raises:
+        UsageError: an output that is not known, or none.
+    """
+    for name in names:
+        if name not in OUTPUTS:
+            raise UsageError(f"--outputs '{name}' is not known; {did_you_mean(name, OUTPUTS)}")
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"--outputs needs one or both of {', '.join(OUTPUTS)}, each once")
+    return tuple(names)
+
+
 class DeployModel(DeployedPictures):
     """images (B, 3, H, W) float32 RGB in [0, 1] → the chosen outputs, in order.
 
@@ -46,13 +60,8 @@ class DeployModel(DeployedPictures):
 
     def __init__(self, student: Student, outputs: Sequence[str] = OUTPUTS) -> None:
         super().__init__()
-        for name in outputs:
-            if name not in OUTPUTS:
-                raise UsageError(f"--outputs '{name}' is not known; {did_you_mean(name, OUTPUTS)}")
-        if not outputs or len(set(outputs)) != len(outputs):
-            raise UsageError(f"--outputs needs one or both of {', '.join(OUTPUTS)}, each once")
         self.student = student
-        self.outputs = tuple(outputs)
+        self.outputs = chosen_outputs(outputs)
         self.rows = student.spec.frames
         self.image_size = student.spec.image_size
 
@@ -73,13 +82,14 @@ class TorchSession:
         self.input_shape: tuple[int | None, int, int, int] = (None if model.rows == 1 else model.rows, 3, size, size)
         self.info = RuntimeInfo("torch", torch.__version__, threads, "eager")
 
-    @torch.inference_mode()
     def __call__(self, images: FloatArray) -> dict[str, FloatArray]:
         """Run on images (B, 3, H, W) float32 in [0, 1]; return float32 outputs by name."""
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        results = self._model(torch.from_numpy(images))
-        return {
-            name: np.asarray(result.numpy(), np.float32)
-            for name, result in zip(self._model.outputs, results, strict=True)
-        }
+        return run_eager(self._model, self._model.outputs, torch.from_numpy(images), self._threads)
+
+
+@torch.inference_mode()
+def run_eager(model: nn.Module, names: Sequence[str], inputs: Tensor, threads: int) -> dict[str, FloatArray]:
+    """Run a deployed model; return its outputs, float32, by name."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return {name: np.asarray(result.numpy(), np.float32) for name, result in zip(names, model(inputs), strict=True)}

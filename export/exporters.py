@@ -52,13 +52,6 @@ class Conversion:
 
         return with_rounded_weights(self.model, self.batches(), least_quantized(self.model))
 
-    def base(self, form: Format, make: Callable[[Path], object], name: str = "base") -> Path:
-        """Return the float file that INT8 starts from; `make` writes it the first time."""
-        path = self.work / f"{name}{SUFFIX_OF[form]}"
-        if not path.exists():
-            make(path)
-        return path
-
     def keep(self, form: Format, statistics: Histograms) -> None:
         """Keep the activation statistics that a file's ranges come from, for the bundle."""
         if statistics.images:
@@ -69,6 +62,14 @@ class Conversion:
         rows = self.model.rows
         for at in range(0, len(self.calibration), rows):
             yield self.calibration[at : at + rows]
+
+
+def float_file(work: Path, form: Format, make: Callable[[Path], object], name: str = "base") -> Path:
+    """Return the float file that other precisions start from; `make` writes it the first time."""
+    path = work / f"{name}{SUFFIX_OF[form]}"
+    if not path.exists():
+        make(path)
+    return path
 
 
 def _onnx(conversion: Conversion, precision: Precision, out: Path) -> None:
@@ -88,7 +89,7 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> None:
     if precision == "fp32":
         make_float(out)
         return
-    base = conversion.base("onnx", make_float)
+    base = float_file(conversion.work, "onnx", make_float)
     from edgekit.export.onnx.fp16 import halve_onnx
     from edgekit.export.onnx.int8 import Int8Config, quantize_onnx
     from edgekit.export.onnx.weights import quantize_onnx_dynamic, quantize_onnx_weights
@@ -122,7 +123,7 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
     if precision == "fp32":
         make_float(out)
         return
-    base = conversion.base("tflite", make_float)
+    base = float_file(conversion.work, "tflite", make_float)
     if precision == "fp16":
         from edgekit.export.tflite.fp16 import halve_tflite
 
@@ -160,15 +161,19 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
     if precision == "w8a8":
         from edgekit.export.coreml.activations import quantize_activations
 
-        report = quantize_activations(conversion.base("coreml", make_float), out, conversion.batches)
+        report = quantize_activations(float_file(conversion.work, "coreml", make_float), out, conversion.batches)
         conversion.keep("coreml", report.statistics)
     elif precision in ("int8", "w8"):
         from edgekit.export.calibration.weight_rounding import least_quantized
 
-        rounded = conversion.base("coreml", lambda path: make_float(path, "fp16", conversion.rounded), "rounded")
+        rounded = float_file(
+            conversion.work, "coreml", lambda path: make_float(path, "fp16", conversion.rounded), "rounded"
+        )
         quantize_weights(rounded, out, least_quantized(conversion.model))
     else:
-        palettize_weights(conversion.base("coreml", make_float), out, int(precision.removeprefix("palette")))
+        palettize_weights(
+            float_file(conversion.work, "coreml", make_float), out, int(precision.removeprefix("palette"))
+        )
 
 
 def _saved_model(conversion: Conversion, precision: Precision, out: Path) -> None:

@@ -48,7 +48,7 @@ def quantize_onnx_dynamic(float_path: Path, out: Path) -> int:
         raise MissingExtraError("onnxruntime", "onnx", "Quantizing to int8") from e
     import onnx
 
-    with TemporaryDirectory() as folder, _no_advice():
+    with TemporaryDirectory() as folder, without_advice():
         quantized = Path(folder) / "dynamic.onnx"
         quantize_dynamic(
             graph.model,
@@ -68,8 +68,8 @@ def quantize_onnx_dynamic(float_path: Path, out: Path) -> int:
 
 
 @contextmanager
-def _no_advice() -> Iterator[None]:
-    """Keep "Please consider to run pre-processing" of onnxruntime.quantization off: folding is done already."""
+def without_advice() -> Iterator[None]:
+    """Keep "Please consider to run pre-processing" of onnxruntime.quantization 1.31 off: folding is done already."""
 
     def passes(record: logging.LogRecord) -> bool:
         return "pre-processing before quantization" not in record.getMessage()

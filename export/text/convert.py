@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from edgekit.errors import MissingExtraError, UsageError
+from edgekit.export.exporters import float_file
 from edgekit.export.parity import Precision
-from edgekit.export.runtimes import SUFFIX_OF, Format
+from edgekit.export.runtimes import Format
 from edgekit.export.text.deploy import DeployedTexts, DeployText
 from edgekit.export.text.session import INPUT_NAME
 
@@ -40,19 +41,12 @@ class TextConversion:
     metadata: Mapping[str, str] = field(default_factory=dict)
     dynamic: bool = False
 
-    def base(self, form: Format, make: Callable[[Path], object]) -> Path:
-        """Return the float file that other precisions start from; `make` writes it the first time."""
-        path = self.work / f"base{SUFFIX_OF[form]}"
-        if not path.exists():
-            make(path)
-        return path
-
 
 def _onnx(conversion: TextConversion, precision: Precision, out: Path) -> str:
     if precision == "fp32":
         export_text_onnx(conversion, out)
         return "float32 weights and arithmetic"
-    base = conversion.base("onnx", lambda path: export_text_onnx(conversion, path))
+    base = float_file(conversion.work, "onnx", lambda path: export_text_onnx(conversion, path))
     if precision == "fp16":
         from edgekit.export.onnx.fp16 import halve_onnx
 
@@ -121,7 +115,7 @@ def _tflite(conversion: TextConversion, precision: Precision, out: Path) -> str:
         return "float32 weights and arithmetic"
     if precision == "fp16":
         raise UsageError(NO_HALF_TABLES)
-    base = conversion.base("tflite", lambda path: export_text_tflite(conversion, path))
+    base = float_file(conversion.work, "tflite", lambda path: export_text_tflite(conversion, path))
     from edgekit.export.tflite.int8 import TfliteQuantConfig, quantize_tflite
 
     quantize_tflite(base, out, None, TfliteQuantConfig(mode="dynamic"))
@@ -164,7 +158,7 @@ def _coreml(conversion: TextConversion, precision: Precision, out: Path) -> str:
         return "float16 weights and arithmetic"
     from edgekit.export.coreml.convert import quantize_weights
 
-    base = conversion.base("coreml", lambda path: export_text_coreml(conversion, path, "fp16"))
+    base = float_file(conversion.work, "coreml", lambda path: export_text_coreml(conversion, path, "fp16"))
     quantize_weights(base, out)
     return "8-bit weights per channel, float16 arithmetic"
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.export.deploy import OUTPUTS, chosen_outputs, run_eager
 from edgekit.export.session import FloatArray, RuntimeInfo
 from edgekit.models.text_classifier import TextClassifier
 from edgekit.models.text_tokenizer import Ids
-
-OUTPUTS = ("logits", "embedding")
 
 
 class DeployedTexts(nn.Module):
@@ -40,13 +37,8 @@ class DeployText(DeployedTexts):
 
     def __init__(self, model: TextClassifier, outputs: Sequence[str] = OUTPUTS) -> None:
         super().__init__()
-        for name in outputs:
-            if name not in OUTPUTS:
-                raise UsageError(f"--outputs '{name}' is not known; {did_you_mean(name, OUTPUTS)}")
-        if not outputs or len(set(outputs)) != len(outputs):
-            raise UsageError(f"--outputs needs one or both of {', '.join(OUTPUTS)}, each once")
         self.text = model.deployed()
-        self.outputs = tuple(outputs)
+        self.outputs = chosen_outputs(outputs)
         self.max_length = self.text.spec.max_length
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
@@ -64,11 +56,6 @@ class TorchTextSession:
         self.input_shape: tuple[int | None, int | None] = (None, model.max_length)
         self.info = RuntimeInfo("torch", torch.__version__, threads, "eager")
 
-    @torch.inference_mode()
     def __call__(self, ids: Ids) -> dict[str, FloatArray]:
         """Run on ids (B, L) int32; return float32 outputs by name."""
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        results = self._model(torch.from_numpy(ids))
-        named = zip(self._model.outputs, results, strict=True)
-        return {name: np.asarray(result.numpy(), np.float32) for name, result in named}
+        return run_eager(self._model, self._model.outputs, torch.from_numpy(ids), self._threads)

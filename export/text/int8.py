@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ def quantize_text_onnx(float_path: Path, out: Path) -> None:
     except ImportError as e:
         raise MissingExtraError(e.name or "onnxruntime", "onnx", "Quantizing to int8") from e
     from edgekit.export.onnx.convert import save_onnx
+    from edgekit.export.onnx.weights import without_advice
 
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         middle = Path(folder) / "tables.onnx"
@@ -39,7 +37,7 @@ def quantize_text_onnx(float_path: Path, out: Path) -> None:
         _quantize_tables(model)
         save_onnx(model, middle)
         done = Path(folder) / "done.onnx"
-        with _without_advice():
+        with without_advice():
             quantize_dynamic(
                 middle,
                 done,
@@ -51,21 +49,6 @@ def quantize_text_onnx(float_path: Path, out: Path) -> None:
         model = onnx.load(done)
     model.producer_name = "edgekit"
     save_onnx(model, out)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Hold back the advice of ONNX Runtime 1.31, given by the root logger, to run its own graph rewrites first."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "pre-processing before quantization" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(keep)
-    try:
-        yield
-    finally:
-        root.removeFilter(keep)
 
 
 def _quantize_tables(model: Any) -> None:

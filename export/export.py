@@ -7,7 +7,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgekit.data import ImageDataset, load_dataset
 from edgekit.errors import LoadError, UsageError, VerificationError
 from edgekit.export.attempt import Attempt as Attempt
 from edgekit.export.attempt import Workshop
+from edgekit.export.calibration.statistics import Histograms
 from edgekit.export.choice.auto import choose_precision
 from edgekit.export.choice.candidates import ChoiceConfig
 from edgekit.export.choice.table import COLUMNS, table_rows, title
@@ -44,7 +44,7 @@ from edgekit.export.parity import Precision
 from edgekit.export.records import record_of, run_facts, versions_of
 from edgekit.export.runtimes import Format
 from edgekit.export.session import Outputs, run_batched
-from edgekit.listing import Kind
+from edgekit.listing import Kind, name_some
 from edgekit.models.checkpoint import load_student, student_file
 from edgekit.models.complexity import measure_complexity
 from edgekit.models.spec import StudentSpec
@@ -126,10 +126,19 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
             if not attempt.problems:
                 shutil.move(str(workshop.path(attempt)), bundle / attempt.name)
         for form in {attempt.format for attempt in attempts if not attempt.problems}:
-            with suppress(FileNotFoundError):  # nothing of this format has ranges
-                shutil.move(Path(work) / statistics_name(form), bundle / statistics_name(form))
+            keep_statistics(Path(work) / statistics_name(form), bundle, terminal)
         _write_bundle(bundle, config, student, pictures, expected, attempts)
     return attempts
+
+
+def keep_statistics(file: Path, bundle: Path, terminal: Terminal) -> None:
+    """Move the statistics that a format's ranges come from to the bundle; say which activations are always zero."""
+    if not file.exists():  # nothing of this format has ranges
+        return
+    dead = Histograms.load(file).always_zero
+    if dead:
+        terminal.warn(f"dead activations, zero for every calibration picture: {name_some(dead)} ({file.name})")
+    shutil.move(file, bundle / file.name)
 
 
 def _make_all(config: ExportConfig, workshop: Workshop, labels: NDArray[np.int64], terminal: Terminal) -> list[Attempt]:

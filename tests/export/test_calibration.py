@@ -23,6 +23,7 @@ from edgekit.export.calibration.ranges import (
 )
 from edgekit.export.calibration.statistics import BINS, ZERO_RANGE, Histograms, check_no_overlap, collect
 from edgekit.export.session import FloatArray
+from edgekit.terminal import Terminal
 
 
 def observed(values: NDArray[np.float32], pieces: int = 3) -> Histograms:
@@ -160,6 +161,23 @@ def test_statistics_survive_a_file(tmp_path: Path) -> None:
     assert loaded.images == 64 and loaded.names == ("x", "dead") and loaded.always_zero == ("dead",)
     for method in get_args(RangeMethod):
         assert loaded.ranges(RangeConfig(method)) == histograms.ranges(RangeConfig(method))
+
+
+def test_dead_activations_are_named_where_statistics_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekit.export.export import keep_statistics
+
+    (tmp_path / "bundle").mkdir()
+    for name, last in (("calibration.onnx.npz", 0.0), ("calibration.tflite.npz", 1.0)):
+        observed(np.array([0.0, last], np.float32)).save(tmp_path / name)
+        keep_statistics(tmp_path / name, tmp_path / "bundle", Terminal())
+        assert [path.name for path in tmp_path.glob("*.npz")] == []
+    said = " ".join(capsys.readouterr().err.split())
+    assert "dead activations, zero for every calibration picture: x (calibration.onnx.npz)" in said
+    assert "tflite" not in said
+    keep_statistics(tmp_path / "calibration.coreml.npz", tmp_path / "bundle", Terminal())
+    assert len(list((tmp_path / "bundle").iterdir())) == 2
 
 
 def test_a_damaged_file_of_statistics_is_a_load_error(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from edgekit.export.manifest import (
 )
 from edgekit.export.model_card import model_card
 from edgekit.export.parity import Precision
-from edgekit.export.records import record_of, run_facts, versions_of
+from edgekit.export.records import LIBRARIES, record_of, run_facts, versions_of
 from edgekit.export.runtimes import Format
 from edgekit.export.session import Outputs, run_batched
 from edgekit.listing import Kind, name_some
@@ -51,8 +51,6 @@ from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
 from edgekit.shards import refuse_shards
 from edgekit.terminal import Terminal, human_bytes
-
-_LIBRARIES = ("edgekit", "torch", "timm", "onnx", "onnxruntime", "coremltools", "litert-torch", "ai-edge-quantizer")
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ def _write_bundle(
     manifest = Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         edgekit_version=metadata.version("edgekit"),
-        versions=versions_of(_LIBRARIES),
+        versions=versions_of(LIBRARIES),
         model={"arch": student.spec.arch, "embed_dim": student.spec.embed_dim}
         | asdict(measure_complexity(student, student.spec.image_size, student.spec.frames)),
         teacher=facts.get("teacher"),

@@ -11,6 +11,9 @@ from typing import Any
 from edgekit.export.attempt import Attempt
 from edgekit.export.manifest import FileRecord, sha256_of
 
+LIBRARIES = ("edgekit", "torch", "timm", "onnx", "onnxruntime", "coremltools", "litert-torch", "ai-edge-quantizer")
+"""Whose versions the manifest of a picture's files tells."""
+
 
 def record_of(bundle: Path, attempt: Attempt) -> FileRecord:
     """Return the record of a file that passed and lies in the bundle."""

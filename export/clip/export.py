@@ -36,7 +36,7 @@ from edgekit.export.manifest import (
     sha256_of,
 )
 from edgekit.export.precisions import PRECISIONS
-from edgekit.export.records import record_of, run_facts, versions_of
+from edgekit.export.records import LIBRARIES, record_of, run_facts, versions_of
 from edgekit.export.session import Outputs, run_batched
 from edgekit.export.text.attempt import TextComparison, attempt_text
 from edgekit.export.text.convert import TextConversion
@@ -51,8 +51,6 @@ from edgekit.models.complexity import count_parameters, measure_complexity
 from edgekit.models.teacher import weights_hash
 from edgekit.terminal import Terminal, human_bytes, percent
 from edgekit.text_data import TextSplit
-
-_LIBRARIES = ("edgekit", "torch", "timm", "onnx", "onnxruntime", "coremltools", "litert-torch", "ai-edge-quantizer")
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def _shared(config: ExportConfig, clip: Clip) -> dict[str, Any]:
     return {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "edgekit_version": versions_of(("edgekit",))["edgekit"] or "",
-        "versions": versions_of(_LIBRARIES),
+        "versions": versions_of(LIBRARIES),
         "teacher": None,
         "training": {k: facts[k] for k in ("seed", "data", "summary") if k in facts}
         | {"checkpoint_sha256": sha256_of(clip_file(config.run)), "fingerprint": weights_hash(clip)},

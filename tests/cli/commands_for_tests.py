@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from edgekit.cli.main import run
 
 SMALL = ("--student", "test_byobnet", "--image-size", "32", "--batch-size", "16", "--device", "cpu")
 ALONE = ("--alpha", "0", "--beta", "0")
@@ -70,3 +73,12 @@ def one_error_line(err: str) -> str:
     last = err.strip().splitlines()[-1]
     assert last.startswith(("error: ", "Error: ")), err
     return last
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *args: object) -> str:
+    """Run `edgekit` in this process to a refusal; return its line."""
+    capsys.readouterr()
+    assert run([*map(str, args)]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return one_error_line(captured.err)

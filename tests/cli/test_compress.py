@@ -18,7 +18,7 @@ from edgekit.cli.main import run
 from edgekit.compress.pictures.source import Batch
 from edgekit.compress.slim.task import RecoverTask
 from edgekit.models.checkpoint import load_student
-from tests.cli.commands_for_tests import ALONE, draw_colours
+from tests.cli.commands_for_tests import ALONE, draw_colours, refused
 
 Capture = pytest.CaptureFixture[str]
 STUDENT = ("--student", "mobilevit_xxs", "--image-size", "32", "--batch-size", "8", "--device", "cpu")
@@ -41,15 +41,6 @@ def compress(capsys: Capture, *args: object) -> dict[str, Any]:
     assert code == 0, captured.err
     result: dict[str, Any] = json.loads(captured.out, parse_constant=pytest.fail)
     return result
-
-
-def refused(capsys: Capture, code: int, *args: object) -> str:
-    """Run to the expected refusal; return its one line."""
-    capsys.readouterr()
-    assert run(["compress", *map(str, args)]) == code
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "Traceback" not in error
-    return error
 
 
 def weights(path: Path) -> dict[str, Tensor]:
@@ -116,7 +107,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
     compress(capsys, *given, "--resume", "-o", cut)
     first, second = weights(whole), weights(cut)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    told = refused(capsys, 2, *given, "--lr", "0.5", "--resume", "-o", cut)
+    told = refused(capsys, 2, "compress", *given, "--lr", "0.5", "--resume", "-o", cut)
     assert "lr" in told
 
 
@@ -132,18 +123,19 @@ def test_the_float_student_is_what_is_aimed_at(distilled: Path, tmp_path: Path, 
 
 def test_what_cannot_be_compressed_is_refused(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
     out = ("-o", tmp_path / "out")
-    assert "--qat trains for 8 bits" in refused(capsys, 2, distilled, *out)
-    assert "one at a time" in refused(capsys, 2, distilled, "--qat", "--prune", "0.3", *out)
+    assert "--qat trains for 8 bits" in refused(capsys, 2, "compress", distilled, *out)
+    assert "one at a time" in refused(capsys, 2, "compress", distilled, "--qat", "--prune", "0.3", *out)
     for share in ("0", "1", "-0.5", "7"):
-        assert "more than 0 and less than 1" in refused(capsys, 2, distilled, "--prune", share, *out)
-    assert "more than this student can lose" in refused(capsys, 2, distilled, "--prune", "0.99", *out, "-q")
-    assert "did you mean 'tflite'?" in refused(capsys, 2, distilled, "--qat", "--runtime", "tflight", *out)
-    assert "did you mean 'teacher'?" in refused(capsys, 2, distilled, "--qat", "--guide", "teach", *out)
-    assert "epochs" in refused(capsys, 2, distilled, "--qat", "--epochs", "0", *out)
+        assert "more than 0 and less than 1" in refused(capsys, 2, "compress", distilled, "--prune", share, *out)
+    assert "more than this student can lose" in refused(capsys, 2, "compress", distilled, "--prune", "0.99", *out, "-q")
+    assert "did you mean 'tflite'?" in refused(capsys, 2, "compress", distilled, "--qat", "--runtime", "tflight", *out)
+    assert "did you mean 'teacher'?" in refused(capsys, 2, "compress", distilled, "--qat", "--guide", "teach", *out)
+    assert run(["compress", str(distilled), "--qat", "--epochs", "0", *map(str, out)]) == 2
+    assert "epochs" in capsys.readouterr().err
     checkpoint = distilled / "student.safetensors"
-    assert "give the run folder of an `edgekit distill`" in refused(capsys, 2, checkpoint, "--qat", *out)
-    assert "does not say what it was trained on" in refused(capsys, 2, tmp_path, "--qat", *out)
-    assert "is the run itself" in refused(capsys, 2, distilled, "--qat", "-o", distilled)
+    assert "give the run folder of an `edgekit distill`" in refused(capsys, 2, "compress", checkpoint, "--qat", *out)
+    assert "does not say what it was trained on" in refused(capsys, 2, "compress", tmp_path, "--qat", *out)
+    assert "is the run itself" in refused(capsys, 2, "compress", distilled, "--qat", "-o", distilled)
     assert not (tmp_path / "out").exists()
 
 
@@ -153,13 +145,13 @@ def test_a_run_whose_data_are_gone_says_so(distilled: Path, tmp_path: Path, caps
     settings = yaml.safe_load((moved / "config.yaml").read_text(encoding="utf-8"))
     settings["data"] = str(tmp_path / "nowhere")
     (moved / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    told = refused(capsys, 2, moved, "--qat", "-o", tmp_path / "out")
+    told = refused(capsys, 2, "compress", moved, "--qat", "-o", tmp_path / "out")
     assert "is not at" in told and "pass --data DIR" in told
     (moved / "student.safetensors").unlink()
-    assert "holds no student" in refused(capsys, 3, moved, "--qat", "--data", distilled.parent / "data")
+    assert "holds no student" in refused(capsys, 3, "compress", moved, "--qat", "--data", distilled.parent / "data")
 
 
 def test_other_classes_are_refused(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
     other = draw_colours(tmp_path / "two", train=14, val=6, classes=2)
-    told = refused(capsys, 3, distilled, "--qat", "--data", other, "-o", tmp_path / "out", "-q")
+    told = refused(capsys, 3, "compress", distilled, "--qat", "--data", other, "-o", tmp_path / "out", "-q")
     assert "knows 3 classes, the data 2" in told

@@ -19,7 +19,7 @@ from edgekit.data import load_dataset
 from edgekit.models.checkpoint import load_student
 from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess, load_batch
-from tests.cli.commands_for_tests import ALONE, SMALL, draw_colours, one_error_line
+from tests.cli.commands_for_tests import ALONE, SMALL, draw_colours, refused
 from tests.teachers_for_tests import ColourNet, onnx_teacher, register_tiny_clip, tiny_clip_weights
 
 Capture = pytest.CaptureFixture[str]
@@ -55,14 +55,6 @@ def distill(capsys: Capture, *args: object) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(captured.out, parse_constant=pytest.fail)
     result["stderr"] = captured.err
     return result
-
-
-def refused(capsys: Capture, code: int, *args: object) -> str:
-    """Run to a refusal; return its line."""
-    assert run(["distill", *map(str, args)]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return one_error_line(captured.err)
 
 
 def check_run_folder(folder: Path, result: dict[str, Any], *, teacher: bool) -> None:
@@ -182,7 +174,7 @@ def test_a_broken_picture_is_named_and_skipped_within_the_tolerance(tmp_path: Pa
     data = draw_colours(tmp_path / "data")
     (data / "train" / "red" / "2-0.png").write_bytes(b"not a picture")
     settings = ("--data", data, *SMALL, *ALONE, "--epochs", 1, "-o", tmp_path / "run")
-    assert "2-0.png" in refused(capsys, 2, *settings)
+    assert "2-0.png" in refused(capsys, 2, "distill", *settings)
     assert not (tmp_path / "run").exists()
     result = distill(capsys, *settings, "--max-broken", 0.05)
     assert result["data"]["broken"] == ["train/red/2-0.png"]
@@ -191,7 +183,7 @@ def test_a_broken_picture_is_named_and_skipped_within_the_tolerance(tmp_path: Pa
 
 def test_a_folder_is_split_by_a_share(tmp_path: Path, capsys: Capture) -> None:
     data = draw_colours(tmp_path / "data") / "train"
-    assert "--val-fraction" in refused(capsys, 2, "--data", data, *SMALL, *ALONE)
+    assert "--val-fraction" in refused(capsys, 2, "distill", "--data", data, *SMALL, *ALONE)
     result = distill(
         capsys, "--data", data, *SMALL, *ALONE, "--val-fraction", 0.25, "--epochs", 1, "-o", tmp_path / "run"
     )
@@ -201,24 +193,24 @@ def test_a_folder_is_split_by_a_share(tmp_path: Path, capsys: Capture) -> None:
 def test_data_that_cannot_teach_is_refused(tmp_path: Path, capsys: Capture) -> None:
     settings = (*SMALL, *ALONE, "-o", tmp_path / "run")
     (tmp_path / "empty").mkdir()
-    assert "no pictures" in refused(capsys, 2, "--data", tmp_path / "empty", *settings)
-    assert "cannot read the data set" in refused(capsys, 2, "--data", tmp_path / "nowhere", *settings)
+    assert "no pictures" in refused(capsys, 2, "distill", "--data", tmp_path / "empty", *settings)
+    assert "cannot read the data set" in refused(capsys, 2, "distill", "--data", tmp_path / "nowhere", *settings)
     one = draw_colours(tmp_path / "one", classes=1)
-    assert "one class only (blue)" in refused(capsys, 2, "--data", one, *settings)
+    assert "one class only (blue)" in refused(capsys, 2, "distill", "--data", one, *settings)
     unbalanced = draw_colours(tmp_path / "unbalanced", train=3, val=2)
     for path in (unbalanced / "val" / "red").iterdir():
         path.unlink()
-    assert "no validation pictures: red" in refused(capsys, 2, "--data", unbalanced, *settings)
+    assert "no validation pictures: red" in refused(capsys, 2, "distill", "--data", unbalanced, *settings)
     assert not (tmp_path / "run").exists()
 
 
 def test_embeddings_that_do_not_match_are_refused(data: Path, tmp_path: Path, capsys: Capture) -> None:
     settings = ("--data", data, *SMALL, "-o", tmp_path / "run", "--teacher-embeddings")
     other = embed(data, tmp_path / "other.npz", files=np.array([f"x/{number}.jpg" for number in range(60)]))
-    assert "60 of 60 pictures are not in it" in refused(capsys, 2, *settings, other)
+    assert "60 of 60 pictures are not in it" in refused(capsys, 2, "distill", *settings, other)
     doubled = embed(data, tmp_path / "doubled.npz", embeddings=np.ones((60, 2, 12), np.float32))
-    assert "not unit vectors" in refused(capsys, 3, *settings, doubled)
-    assert "cannot be read" in refused(capsys, 3, *settings, tmp_path / "missing.npz")
+    assert "not unit vectors" in refused(capsys, 3, "distill", *settings, doubled)
+    assert "cannot be read" in refused(capsys, 3, "distill", *settings, tmp_path / "missing.npz")
     assert not (tmp_path / "run").exists()
 
 
@@ -259,8 +251,8 @@ def test_an_output_is_replaced_only_on_request_and_then_wholly(
     out = tmp_path / "run"
     settings = ("--data", data, *SMALL, "-o", out)
     distill(capsys, *settings, "--teacher", onnx_file, "--views", 1, "--epochs", 2)
-    assert "exists already" in refused(capsys, 2, *settings, *ALONE)
-    assert "at least 32" in refused(capsys, 2, *settings, *ALONE, "--image-size", 16, "--overwrite")
+    assert "exists already" in refused(capsys, 2, "distill", *settings, *ALONE)
+    assert "at least 32" in refused(capsys, 2, "distill", *settings, *ALONE, "--image-size", 16, "--overwrite")
     assert len(RunFolder(out).read_metrics()) == 2  # a refused run replaces nothing
     result = distill(capsys, *settings, *ALONE, "--epochs", 1, "--overwrite")
     check_run_folder(out, result, teacher=False)
@@ -273,7 +265,7 @@ def test_resuming_with_another_student_is_refused_and_costs_nothing(
     settings = ("--data", data, *SMALL, *ALONE, "-o", tmp_path / "run")
     distill(capsys, *settings, "--epochs", 1)
     before = (tmp_path / "run" / "student.safetensors").read_bytes()
-    line = refused(capsys, 2, *settings, "--epochs", 1, "--resume", "--student", "test_efficientnet")
+    line = refused(capsys, 2, "distill", *settings, "--epochs", 1, "--resume", "--student", "test_efficientnet")
     assert "student was test_byobnet, now test_efficientnet" in line
     assert (tmp_path / "run" / "student.safetensors").read_bytes() == before
     assert RunFolder(tmp_path / "run").facts()["student"]["arch"] == "test_byobnet"

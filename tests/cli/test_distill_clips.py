@@ -20,7 +20,7 @@ from edgekit.export.runtimes import open_session
 from edgekit.export.session import run_batched
 from edgekit.models.checkpoint import load_student
 from edgekit.preprocess import to_input
-from tests.cli.commands_for_tests import ALONE, one_error_line
+from tests.cli.commands_for_tests import ALONE, one_error_line, refused
 from tests.teachers_for_tests import onnx_teacher
 from tests.videos_for_tests import grey_frames, two_colours, write_frames, write_video
 
@@ -47,13 +47,6 @@ def distill(capsys: Capture, *args: object) -> dict[str, Any]:
     assert code == 0, captured.err
     facts: dict[str, Any] = json.loads(captured.out)
     return {**facts, "stderr": captured.err}
-
-
-def refused(capsys: Capture, *args: object) -> str:
-    code = run(["distill", *map(str, args)])
-    captured = capsys.readouterr()
-    assert code == 2, captured.err
-    return one_error_line(captured.err)
 
 
 def test_clips_are_distilled_exported_and_verified(clips: Path, teacher: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -116,7 +109,7 @@ def test_folders_of_frames_and_broken_clips(tmp_path: Path, capsys: Capture) -> 
                 write_frames(tmp_path / "data" / split / label / f"clip {number}", frames)
     write_video(tmp_path / "data/train/dark/one frame.avi", grey_frames([7]))
     args = ("--data", tmp_path / "data", *SMALL, *ALONE, "--epochs", 1, "-o", tmp_path / "run")
-    line = refused(capsys, *args)
+    line = refused(capsys, 2, "distill", *args)
     assert "1 of 13 clips cannot be read" in line and "one frame only" in line and "--max-broken" in line
     facts = distill(capsys, *args, "--max-broken", 0.1)
     assert facts["data"]["broken"] == ["train/dark/one frame.avi"] and facts["data"]["train"] == 6
@@ -133,18 +126,18 @@ def test_folders_of_frames_and_broken_clips(tmp_path: Path, capsys: Capture) -> 
     ],
 )
 def test_refused_settings(clips: Path, tmp_path: Path, capsys: Capture, change: tuple[str, ...], line: str) -> None:
-    assert line in refused(capsys, "--data", clips, *SMALL, *ALONE, *change, "-o", tmp_path / "run")
+    assert line in refused(capsys, 2, "distill", "--data", clips, *SMALL, *ALONE, *change, "-o", tmp_path / "run")
 
 
 def test_teacher_embeddings_are_of_pictures(clips: Path, tmp_path: Path, capsys: Capture) -> None:
     np.savez(tmp_path / "rows.npz", files=np.array(["a"]), embeddings=np.ones((1, 1, 1), np.float16))
     given = ("--teacher-embeddings", tmp_path / "rows.npz", "-o", tmp_path / "run")
-    assert "a clip needs one for each frame" in refused(capsys, "--data", clips, *SMALL, *given)
+    assert "a clip needs one for each frame" in refused(capsys, 2, "distill", "--data", clips, *SMALL, *given)
 
 
 def test_videos_without_frames_say_what_to_do(clips: Path, tmp_path: Path, capsys: Capture) -> None:
     args = ("--data", clips, "--student", "test_byobnet", *ALONE, "-o", tmp_path / "run")
-    assert "Clips train with --frames 8" in refused(capsys, *args)
+    assert "Clips train with --frames 8" in refused(capsys, 2, "distill", *args)
 
 
 def test_dynamic_batch_is_for_pictures(clips: Path, tmp_path: Path, capsys: Capture) -> None:

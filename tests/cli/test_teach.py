@@ -9,7 +9,7 @@ import pytest
 
 from edgekit.cli.main import run
 from edgekit.compress.training.run_folder import RunFolder
-from tests.cli.commands_for_tests import SMALL, draw_colours, one_error_line
+from tests.cli.commands_for_tests import SMALL, draw_colours, refused
 from tests.teachers_for_tests import ColourNet, onnx_teacher, register_tiny_clip, tiny_clip_weights
 
 Capture = pytest.CaptureFixture[str]
@@ -31,11 +31,6 @@ def good(capsys: Capture, *args: object) -> dict[str, object]:
     assert code == 0, captured.err
     result: dict[str, object] = json.loads(captured.out, parse_constant=pytest.fail)
     return result
-
-
-def refused(capsys: Capture, code: int, *args: object) -> str:
-    assert run([*map(str, args)]) == code
-    return one_error_line(capsys.readouterr().err)
 
 
 def timeless(folder: Path) -> list[dict[str, object]]:

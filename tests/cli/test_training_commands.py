@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands_for_tests import ALONE, SMALL, draw_colours, one_error_line
+from commands_for_tests import ALONE, SMALL, draw_colours, refused
 
 from edgekit.cli.main import run
 from edgekit.compress.training.run_folder import RunFolder
@@ -30,11 +30,6 @@ def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(data: Path, out: Path) -> list[str]:
     return ["distill", "--data", str(data), *SMALL, *ALONE, "-o", str(out), "-q"]
-
-
-def refused(capsys: Capture, code: int, *args: object) -> str:
-    assert run([*map(str, args)]) == code
-    return one_error_line(capsys.readouterr().err)
 
 
 def test_resume_refuses_what_changed_and_says_what(data: Path, first: Path, tmp_path: Path, capsys: Capture) -> None:

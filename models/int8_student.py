@@ -8,7 +8,8 @@ away work that 8 bits cannot speed up:
   residual stream stays in 8 bits. So tokens never leave the feature map, and there is nothing to unfold.
 - Keys and values from a map of the last stage's resolution, pooled by a depthwise convolution (spatial reduction, Wang
   et al. 2021, arXiv 2102.12122, §3.3), for attention within every fourth pixel: at 256 px 1024 × 64 scores per head in
-  place of 4 × 256 × 256. The softmax, which stays float, shrinks by as much, and each pixel sees the whole picture.
+  place of 4 × 256 × 256. Heads have at least 32 channels, so that there are fewer of them. The softmax, which stays
+  float, shrinks by as much, and each pixel sees the whole picture.
 
 Linear attention without a softmax was tried: its result is cubic in the input, so that batch norms of few pictures let
 it run away on others.
@@ -27,8 +28,18 @@ from timm.models.mobilevit import model_cfgs
 from torch import Tensor, cat, nn
 
 BLOCK = "mobilevit_int8"
+MOST_HEADS, HEAD_DIM = 4, 32
+"""As many heads as the plain net has, but none of fewer channels."""
+
 POOLED_STRIDE = 32
 """Keys and values have one token for so many pixels of the picture in each direction: the last stage's resolution."""
+
+BRANCH_STD = 0.02
+"""Deviation of the transformers' initial weights. A norm follows them, so that it is the pace they learn at."""
+
+FEATURE_SCALE = 0.3
+"""Initial weight of the last norm: the mean over a ReLU's outputs is large and alike for all pictures, and a head that
+starts out with it needs long to turn away from it."""
 
 
 class PooledAttention(nn.Module):
@@ -75,15 +86,24 @@ class Residual(nn.Module):
         super().__init__()
         self.branch = branch
 
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """Start with small weights and, if asked, with a branch that adds nothing; timm calls this."""
+        units = [module for module in self.branch.modules() if isinstance(module, ConvNormAct)]
+        for unit in units:
+            if unit.conv.groups == 1:
+                nn.init.normal_(unit.conv.weight, std=BRANCH_STD)
+        if zero_init_last:
+            nn.init.zeros_(units[-1].bn.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map any shape to the same shape."""
         y: Tensor = x + self.branch(x)
         return y
 
 
-def _transformer(dim: int, depth: int, heads: int, window: int, mlp_ratio: float) -> nn.Sequential:
+def _transformer(dim: int, depth: int, window: int, mlp_ratio: float) -> nn.Sequential:
     """Return `depth` times attention and MLP, on maps (B, dim, H, W); every norm follows a convolution."""
-    hidden = int(dim * mlp_ratio)
+    hidden, heads = int(dim * mlp_ratio), min(MOST_HEADS, dim // HEAD_DIM)
     branches: list[nn.Module] = []
     for _ in range(depth):
         branches.append(PooledAttention(dim, heads, window))
@@ -103,14 +123,13 @@ class Int8MobileVitBlock(nn.Module):
         transformer_dim: int,
         transformer_depth: int,
         window: int,
-        num_heads: int = 4,
         mlp_ratio: float = 2.0,
         **_others: Any,  # what timm hands to every block
     ) -> None:
         super().__init__()
         self.conv_kxk = layers.conv_norm_act(in_chs, in_chs, kernel_size=3)
         self.conv_1x1 = layers.conv_norm_act(in_chs, transformer_dim, kernel_size=1, apply_act=False)
-        self.transformer = _transformer(transformer_dim, transformer_depth, num_heads, window, mlp_ratio)
+        self.transformer = _transformer(transformer_dim, transformer_depth, window, mlp_ratio)
         self.conv_proj = layers.conv_norm_act(transformer_dim, out_chs, kernel_size=1)
         self.conv_fusion = layers.conv_norm_act(in_chs + out_chs, out_chs, kernel_size=3)
 
@@ -145,6 +164,7 @@ def _create(variant: str, pretrained: bool, **options: Any) -> ByobNet:
         feature_cfg={"flatten_sequential": True},
         **options,
     )
+    nn.init.constant_(net.final_conv.bn.weight, FEATURE_SCALE)
     return net
 
 

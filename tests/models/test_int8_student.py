@@ -62,14 +62,14 @@ def test_keys_have_the_resolution_of_the_last_stage() -> None:
 def test_attention_starts_with_scores_of_deviation_one() -> None:
     torch.manual_seed(0)
     net = timm.create_model("mobilevit_xxs_int8", num_classes=0).train()
-    attention = attentions(net)[0]
+    attention = attentions(net.requires_grad_(False))[0]
     x = torch.randn(8, 64, 16, 16)
-    assert attention.heads == 4
+    assert attention.heads == 2
     pooled = attention.pool.conv(x)
     torch.testing.assert_close(pooled, nn.functional.avg_pool2d(x, 4))
-    q, k = (part.flatten(2).unflatten(1, (4, 16)) for part in (attention.q(x), attention.k(attention.pool(x))))
+    q, k = (part.flatten(2).unflatten(1, (2, 32)) for part in (attention.q(x), attention.k(attention.pool(x))))
     scores = torch.einsum("bhdn,bhdm->bhnm", q, k)
-    assert math.isclose(float(scores.std()), 1.0, rel_tol=0.1)
+    assert math.isclose(scores.std().item(), 1.0, rel_tol=0.1)
 
 
 def test_a_window_that_sees_itself_alone() -> None:

@@ -3,7 +3,8 @@
 `mobilevit_xxs_int8`, `_xs_int8` and `_s_int8` are MobileViT (arXiv 2110.02178) with three changes, each of which takes
 away work that 8 bits cannot speed up:
 
-- ReLU for SiLU: it is the clamp that an int8 convolution ends with anyway.
+- ReLU for SiLU: it is the clamp that an int8 convolution ends with anyway. The last one, over the few pixels whose mean
+  the heads read, stays: after a ReLU these means are large and alike for all pictures, and training starts slowly.
 - BatchNorm at the end of each residual branch for LayerNorm at its start: folded into the weights, it is gone, and the
   residual stream stays in 8 bits. So tokens never leave the feature map, and there is nothing to unfold.
 - Keys and values from a map of the last stage's resolution, pooled by a depthwise convolution (spatial reduction, Wang
@@ -36,10 +37,6 @@ POOLED_STRIDE = 32
 
 BRANCH_STD = 0.02
 """Deviation of the transformers' initial weights. A norm follows them, so that it is the pace they learn at."""
-
-FEATURE_SCALE = 0.3
-"""Initial weight of the last norm: the mean over a ReLU's outputs is large and alike for all pictures, and a head that
-starts out with it needs long to turn away from it."""
 
 
 class PooledAttention(nn.Module):
@@ -164,7 +161,7 @@ def _create(variant: str, pretrained: bool, **options: Any) -> ByobNet:
         feature_cfg={"flatten_sequential": True},
         **options,
     )
-    nn.init.constant_(net.final_conv.bn.weight, FEATURE_SCALE)
+    net.final_conv.bn.act = nn.SiLU(inplace=True)
     return net
 
 

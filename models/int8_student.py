@@ -3,8 +3,8 @@
 `mobilevit_xxs_int8`, `_xs_int8` and `_s_int8` are MobileViT (arXiv 2110.02178) with three changes, each of which takes
 away work that 8 bits cannot speed up:
 
-- ReLU for SiLU: it is the clamp that an int8 convolution ends with anyway. The last one, over the few pixels whose mean
-  the heads read, stays: after a ReLU these means are large and alike for all pictures, and training starts slowly.
+- ReLU for SiLU in the stem and the first three stages, where nine tenths of all activations are: it is the clamp that
+  an int8 convolution ends with anyway. On the small maps after them a SiLU costs little, and trains better.
 - BatchNorm at the end of each residual branch for LayerNorm at its start: folded into the weights, it is gone, and the
   residual stream stays in 8 bits. So tokens never leave the feature map, and there is nothing to unfold.
 - Keys and values from a map of the last stage's resolution, pooled by a depthwise convolution (spatial reduction, Wang
@@ -35,6 +35,9 @@ MOST_HEADS, HEAD_DIM = 4, 32
 POOLED_STRIDE = 32
 """Keys and values have one token for so many pixels of the picture in each direction: the last stage's resolution."""
 
+RELU_STAGES = 3
+"""The first stages, whose activation is a ReLU."""
+
 BRANCH_STD = 0.02
 """Deviation of the transformers' initial weights. A norm follows them, so that it is the pace they learn at."""
 
@@ -53,20 +56,20 @@ class PooledAttention(nn.Module):
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads = heads
-        self.pool: nn.Module = nn.Identity()
+        self.reduce: nn.Module = nn.Identity()
         if window > 1:
-            self.pool = ConvNormAct(dim, dim, window, stride=window, padding=0, groups=dim, apply_act=False)
+            self.reduce = ConvNormAct(dim, dim, window, stride=window, padding=0, groups=dim, apply_act=False)
         self.q, self.k, self.v, self.proj = (ConvNormAct(dim, dim, 1, apply_act=False) for _ in range(4))
 
     def init_weights(self, zero_init_last: bool = False) -> None:
         """Start with the mean of each window, and with queries of deviation 1/sqrt(d); timm calls this."""
-        if isinstance(self.pool, ConvNormAct):
-            nn.init.constant_(self.pool.conv.weight, 1 / self.pool.conv.weight[0].numel())
+        if isinstance(self.reduce, ConvNormAct):
+            nn.init.constant_(self.reduce.conv.weight, 1 / self.reduce.conv.weight[0].numel())
         nn.init.constant_(self.q.bn.weight, (self.q.conv.out_channels / self.heads) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        pooled = self.pool(x)
+        pooled = self.reduce(x)
         q, k, v = (
             part(source).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
             for part, source in ((self.q, x), (self.k, pooled), (self.v, pooled))
@@ -161,7 +164,10 @@ def _create(variant: str, pretrained: bool, **options: Any) -> ByobNet:
         feature_cfg={"flatten_sequential": True},
         **options,
     )
-    net.final_conv.bn.act = nn.SiLU(inplace=True)
+    late = (*(f"stages.{number}." for number in range(RELU_STAGES, len(net.stages))), "final_conv.")
+    for name in [name for name, module in net.named_modules() if isinstance(module, nn.ReLU)]:
+        if name.startswith(late):
+            net.set_submodule(name, nn.SiLU(inplace=True))
     return net
 
 

@@ -5,7 +5,7 @@ The tables of the exporters, said in terms of modules: `edgekit.export.tflite.pl
 
 | tensor | LiteRT | ONNX Runtime | Core ML |
 |---|---|---|---|
-| convolution: input, weights, output | int8 | int8, thin leading ones float | int8 |
+| convolution: input, weights, output (of the ReLU after it) | int8 | int8, thin leading ones float | int8 |
 | output of a SiLU | int8 | float, unless a convolution reads it | as ONNX Runtime |
 | sum of a residual block | int8 | int8 where a convolution reads it | as ONNX Runtime |
 | linear layer of tokens: input, weights | int8 | int8 | int8 |
@@ -42,8 +42,10 @@ from edgekit.export.onnx.int8 import Int8Config
 from edgekit.export.rewrites.layers import BmmCore, ConvAct
 from edgekit.export.rewrites.mobilevit import TokenMobileVitBlock, TokenTransformer
 from edgekit.export.rewrites.mobilevitv2 import TokenLinearTransformer, TokenMobileVitV2Block
+from edgekit.export.rewrites.pooled_attention import TokenPooledAttention
 from edgekit.export.session import FloatArray
 from edgekit.export.tflite.repair import SILU_FLOOR
+from edgekit.models.int8_student import Int8MobileVitBlock, Residual
 from edgekit.models.student import Student
 
 Runtime = Literal["tflite", "onnx", "coreml"]
@@ -83,24 +85,36 @@ def simulate(student: Student, runtime: Runtime) -> Student:
 
 def _for_tflite(student: Student) -> None:
     backbone = student.backbone
-    for name, module in list(backbone.named_modules()):
-        if isinstance(module, nn.SiLU):
-            backbone.set_submodule(name, CodedSiLU())
+    for name in [name for name, module in backbone.named_modules() if isinstance(module, nn.SiLU)]:
+        backbone.set_submodule(name, CodedSiLU())
+    split = [m for m in backbone.modules() if isinstance(m, TokenPooledAttention)]
+    coded_by_core = {id(part) for attention in split for part in (attention.q, attention.k, attention.v)}
     for name, module in list(backbone.named_modules()):
         if isinstance(module, nn.Conv2d):
             code_input(module, ActivationCodes(f"{name}.in"))
             code_weights(module)
-        elif isinstance(module, ConvAct):
-            floor = SILU_FLOOR if isinstance(module.act, CodedSiLU) else -float("inf")
-            code_output(module.conv, ActivationCodes(f"{name}.conv", floor=floor))
-            if not isinstance(module.act, nn.Identity):
-                code_output(module.act, ActivationCodes(f"{name}.act"))
+        elif isinstance(module, ConvAct) and id(module) not in coded_by_core:
+            _code_output_of(module, name)
         elif _is_residual(module):
             code_output(cast(nn.Module, module.act), ActivationCodes(f"{name}.sum"))
+        elif isinstance(module, Residual):
+            code_output(module, ActivationCodes(f"{name}.sum"))
+        elif isinstance(module, TokenPooledAttention):
+            assert isinstance(module.core, BmmCore)
+            module.core = CodedCore(module.core, name)
         elif isinstance(module, (TokenMobileVitBlock, TokenMobileVitV2Block)):
             _code_tokens(module, name)
     for head in _heads(student):
         code_input(head, RowCodes())
+
+
+def _code_output_of(unit: ConvAct, name: str) -> None:
+    """Code what LiteRT makes of a convolution and its activation; a ReLU is the clamp at the convolution's end."""
+    if not _is_clamp(unit.act):
+        floor = SILU_FLOOR if isinstance(unit.act, CodedSiLU) else -float("inf")
+        code_output(unit.conv, ActivationCodes(f"{name}.conv", floor=floor))
+    if not isinstance(unit.act, nn.Identity):
+        code_output(unit.act, ActivationCodes(f"{name}.act"))
 
 
 def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) -> None:
@@ -150,15 +164,18 @@ def _for_onnx(student: Student) -> None:
     for _, conv in layers[:leading]:
         code_weights(conv, as_half=True)
     coded = dict(layers[leading:])
+    clamps = {id(m.conv): m.act for m in student.backbone.modules() if isinstance(m, ConvAct) and _is_clamp(m.act)}
     for name, conv in coded.items():
         code_input(conv, ActivationCodes(f"{name}.in"))
         code_weights(conv)
-        code_output(conv, ActivationCodes(f"{name}.out"))
+        code_output(clamps.get(id(conv), conv), ActivationCodes(f"{name}.out"))
     for name, module in list(student.backbone.named_modules()):
         first = coded.get(f"{name}.conv1_1x1.conv".lstrip("."), coded.get(f"{name}.conv_kxk.conv"))
-        if first is not None and (_is_residual(module) or isinstance(module, TokenMobileVitBlock)):
+        if first is not None and (_is_residual(module) or isinstance(module, TokenMobileVitBlock | Int8MobileVitBlock)):
             # what goes past the first convolution to a sum or a concatenation is rounded as for the convolution
             code_input(module, cast(nn.Module, first.input_codes))
+        elif isinstance(module, Residual):
+            code_output(module, ActivationCodes(f"{name}.sum"))
         elif isinstance(module, nn.Linear):
             code_input(module, ActivationCodes(f"{name}.in"))
             code_weights(module, centred=_writes_stream(student.backbone, name))
@@ -182,6 +199,10 @@ def _read_by_silu(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, ConvAct):
         return [module.conv]
     return [module.fc1] if isinstance(module, Mlp | ConvMlp) and isinstance(module.norm, nn.Identity) else []
+
+
+def _is_clamp(act: nn.Module) -> bool:
+    return isinstance(act, nn.ReLU | nn.ReLU6)
 
 
 def _is_thin(conv: nn.Conv2d) -> bool:
@@ -263,13 +284,15 @@ def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -
 
 
 def _join_concatenations(student: Student, ranges: Ranges) -> None:
-    """Give what LiteRT concatenates in codes one range: a v1 block's input and result, and everything that is they.
+    """Give what LiteRT concatenates in codes one range: a block's input and result, and everything that is they.
 
     Statistics of one tensor are equal to the last bit wherever they are taken, and so tell who else holds it.
     """
-    blocks = [(n, m) for n, m in student.backbone.named_modules() if isinstance(m, TokenMobileVitBlock)]
+    kinds = TokenMobileVitBlock | Int8MobileVitBlock
+    blocks = [(n, m) for n, m in student.backbone.named_modules() if isinstance(m, kinds)]
     for name, block in blocks:
-        ends = (f"{name}.conv_kxk.conv.in", f"{name}.act", f"{name}.conv_fusion.conv.in")
+        result = "act" if isinstance(block, TokenMobileVitBlock) else "conv_proj.act"
+        ends = (f"{name}.conv_kxk.conv.in", f"{name}.{result}", f"{name}.conv_fusion.conv.in")
         if block.conv_fusion is None or not all(end in ranges for end in ends):
             continue
         joined = (min(ranges[end][0] for end in ends), max(ranges[end][1] for end in ends))

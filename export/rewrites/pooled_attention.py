@@ -14,14 +14,14 @@ class TokenPooledAttention(nn.Module):
 
     def __init__(self, attention: PooledAttention) -> None:
         super().__init__()
-        self.pool = attention.pool
+        self.reduce = attention.reduce
         self.q, self.k, self.v, self.proj = attention.q, attention.k, attention.v, attention.proj
         self.core = SdpaCore(attention.heads, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         batch, width, *size = x.shape
-        pooled = self.pool(x)
+        pooled = self.reduce(x)
         q, k, v = (
             to_rows(part(source)).reshape(batch, -1, width)
             for part, source in ((self.q, x), (self.k, pooled), (self.v, pooled))

@@ -20,13 +20,14 @@ from tests.tolerances import FP32_EXACT
 TARGETS = get_args(Target)
 V1 = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s")
 V2 = ("mobilevitv2_050", "mobilevitv2_075", "mobilevitv2_100")
+INT8 = ("mobilevit_xxs_int8", "mobilevit_s_int8")
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).abs().max() / wanted.abs().max()).detach().item()
 
 
-@pytest.mark.parametrize("arch", V1 + V2)
+@pytest.mark.parametrize("arch", V1 + V2 + INT8)
 def test_every_target_computes_the_same(arch: str) -> None:
     model = randomised(arch)
     inputs = [pictures(3, 64), pictures(1, 96)]  # 96 leaves a 3x3 map in the last stage: timm resizes it bilinearly
@@ -38,7 +39,7 @@ def test_every_target_computes_the_same(arch: str) -> None:
             assert error <= FP32_EXACT, f"{target} at {tuple(x.shape)}: {error:.1e}"
 
 
-@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050"])
+@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050", "mobilevit_xxs_int8"])
 @pytest.mark.parametrize("size", [128, 160, 256])
 def test_deployment_sizes(arch: str, size: int) -> None:
     model, x = randomised(arch), pictures(1, size)
@@ -74,7 +75,7 @@ def test_the_given_model_is_not_changed(target: Target) -> None:
 def test_report_names_what_was_done_and_why_not() -> None:
     _, v1 = rewrite(randomised("mobilevit_xxs"), "onnx")
     assert {"batch-norm", "tokens", "norm-affine", "rms-norm", "attention-node", "silu-node"} <= set(v1.applied)
-    assert dict(v1.skipped).keys() == {"tokens-v2", "pool-before-keys"}
+    assert dict(v1.skipped).keys() == {"tokens-v2", "pooled-attention", "pool-before-keys"}
     _, v2 = rewrite(randomised("mobilevitv2_050"), "tflite")
     assert "pool-before-keys" in v2.applied
     assert "GroupNorm" in dict(v2.skipped)["rms-norm"], "the mean of a token is seen by v2's norm"

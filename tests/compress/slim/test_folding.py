@@ -13,7 +13,7 @@ from tests.tolerances import FP32_EXPORT
 
 
 @pytest.mark.parametrize("target", ["tflite", "coreml"])
-@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050", "test_byobnet"])
+@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050", "test_byobnet", "mobilevit_xxs_int8"])
 def test_there_and_back(arch: str, target: Target) -> None:
     plain = student(arch)
     images = torch.from_numpy(some(2))

@@ -103,7 +103,7 @@ def test_the_simulation_is_the_file(runtime: Runtime, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tflite", "coreml"])
-@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050"])
+@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050", "mobilevit_xxs_int8"])
 def test_every_weight_learns_and_no_range_moves(runtime: Runtime, arch: str) -> None:
     model = simulated(student(arch), runtime).train()
     ranges = {codes.name: (codes.low, codes.high) for codes in activation_points(model)}

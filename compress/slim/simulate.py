@@ -18,7 +18,8 @@ The tables of the exporters, said in terms of modules: `edgekit.export.tflite.pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import torch
@@ -36,6 +37,15 @@ from edgekit.compress.slim.codes import (
     code_weights,
     set_ranges,
 )
+from edgekit.compress.slim.codes import Observe as ObserveCodes
+from edgekit.export.calibration.measured import (
+    MEASURED_IMAGES,
+    Ranges,
+    Values,
+    first_images,
+    nearest_ranges,
+    noise_share,
+)
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.calibration.statistics import Histograms, Observe, collect
 from edgekit.export.onnx.int8 import Int8Config
@@ -49,7 +59,8 @@ from edgekit.models.int8_student import Int8MobileVitBlock, Residual
 from edgekit.models.student import Student
 
 Runtime = Literal["tflite", "onnx", "coreml"]
-Ranges = dict[str, tuple[float, float]]
+BATCH = 16
+"""Pictures at a time, where ways of choosing ranges are compared."""
 
 
 class CodedCore(BmmCore):
@@ -62,10 +73,10 @@ class CodedCore(BmmCore):
         )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Map q, k, v (G, N, heads · d) to (G, N, heads · d)."""
+        """Map q (G, N, heads · d), k and v (G, M, heads · d) to (G, N, heads · d)."""
         q, k, v = self.codes["query"](q), self.codes["key"](k), self.codes["value"](v)
         groups, tokens, _ = q.shape
-        q, k, v = (t.reshape(groups, tokens, self.heads, -1).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         scores = self.codes["scores"](q @ k.transpose(-2, -1) * self.scale)
         mixed = self.codes["probabilities"](torch.softmax(scores, dim=-1)) @ v
         coded: Tensor = self.codes["mixed"](mixed.transpose(1, 2).reshape(groups, tokens, -1))
@@ -242,21 +253,40 @@ def calibrate(
     Args:
         student: a result of `simulate`.
         batches: gives the same calibration images (B, 3, H, W) float32 in [0, 1] each time it is called.
-        config: how ranges are chosen.
+        config: how ranges are chosen; None tries some ways on the first images, as the exporters do.
 
     Raises:
         DataError: see `edgekit.export.calibration.statistics.collect`.
     """
-    ranges = _statistics(student, batches).ranges(config)
-    _join_concatenations(student, ranges)
-    set_ranges(student, ranges)
-    return ranges
+    statistics = _statistics(student, batches)
+
+    def spanned(ranges: Ranges) -> Ranges:
+        _join_concatenations(student, ranges)
+        set_ranges(student, ranges)
+        return ranges
+
+    if config is not None:
+        return spanned(statistics.ranges(config))
+    shown = torch.from_numpy(first_images(batches, MEASURED_IMAGES))
+    with _unrounded(student, lambda codes, x: None):
+        want = _outputs(student, shown)
+
+    def noise(ranges: Ranges) -> float:
+        spanned(ranges)
+        return noise_share(want, _outputs(student, shown))
+
+    return spanned(nearest_ranges(statistics, noise))
+
+
+@torch.no_grad()
+def _outputs(student: Student, images: Tensor) -> list[Values]:
+    said = [student.from_frames(part) for part in images.split(BATCH)]  # type: ignore[no-untyped-call]
+    parts = ([output.logits for output in said], [output.embedding for output in said])
+    return [torch.cat(part).double().numpy() for part in parts]
 
 
 def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -> Histograms:
     """Take the statistics of all activations in float, and note which codes see a tensor that others saw before."""
-    points = activation_points(student)
-    rounding = [module for module in student.modules() if isinstance(module, WeightCodes | CodedSiLU)]
 
     def run(images: FloatArray, observe: Observe) -> None:
         # the tensors stay alive, so that no id comes twice; an activation in place makes another version of one
@@ -267,15 +297,23 @@ def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -
             codes.redundant = first is not codes and first.symmetric == codes.symmetric
             observe(codes.name, x.cpu().numpy())
 
-        for codes in points:
-            codes.observer = look
-        with torch.no_grad():
+        with torch.no_grad(), _unrounded(student, look):
             student.from_frames(torch.from_numpy(images))
 
+    return collect(run, batches)
+
+
+@contextmanager
+def _unrounded(student: Student, observer: ObserveCodes) -> Iterator[None]:
+    """Let a student compute in float, and `observer` see what passes its codes."""
+    points = activation_points(student)
+    rounding = [module for module in student.modules() if isinstance(module, WeightCodes | CodedSiLU)]
     try:
         for module in rounding:
             module.rounded = False
-        return collect(run, batches)
+        for codes in points:
+            codes.observer = observer
+        yield
     finally:
         for codes in points:
             codes.observer = None

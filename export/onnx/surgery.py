@@ -65,11 +65,11 @@ class Product:
 
 
 def open_attention(graph: OnnxGraph, shapes: Shapes, min_tokens: int) -> list[Product]:
-    """Write each Attention over at least `min_tokens` tokens as two MatMul around a Softmax; return the products.
+    """Write each Attention over at least `min_tokens` queries and keys as two MatMul around a Softmax; return these.
 
-    Attention(q, k, v) = softmax(scale · q kᵀ) v per head (ONNX opset 23); q is (G, N, heads · d), k and v have a number
-    of tokens of their own. As one node
-    its products cannot be quantized. The scale is folded into nothing here: edgekit's files carry scale 1.
+    Attention(q, k, v) = softmax(scale · q kᵀ) v per head (ONNX opset 23); q is (G, N, heads · d), k and v are
+    (G, M, heads · d). As one node its products cannot be quantized. The scale is folded into nothing here: edgekit's
+    files carry scale 1.
     """
     nodes: list[Any] = []
     products: list[Product] = []
@@ -88,7 +88,7 @@ def _can_be_opened(node: Any, shapes: Shapes, min_tokens: int) -> bool:
     sides = [side for name in node.input[:3] for side in shapes.get(name, ())[1:]]
     if not plain or len(sides) != 6 or not all(isinstance(side, int) for side in sides):
         return False
-    tokens, width = int(sides[0] or 0), int(sides[1] or 0)
+    tokens, width = min(int(sides[0] or 0), int(sides[2] or 0)), int(sides[1] or 0)
     return tokens >= min_tokens and width >= MIN_HEAD_DIM * int(attribute(node, "q_num_heads"))
 
 

@@ -62,7 +62,6 @@ def test_tflite(net: TwoHeads, wanted: FloatArray, tmp_path: Path) -> None:
     # the picture's offset, the pooled features' mean, and a row of unit length; then nine softmaxes and nothing else
     assert kinds.pop("SOFTMAX") >= 9
     assert kinds["MEAN"] <= 1 and not {"LOGISTIC", "CONV_2D", "BATCH_MATMUL", "RSQRT"} & kinds.keys()
-    assert all(np.prod(graph.shape(int(op.outputs[0]))) <= SIZE**2 * 3 for op in graph.operators)
     assert kinds["ADD"] + kinds["MUL"] + kinds["SUB"] <= 3, kinds
 
 

@@ -59,7 +59,7 @@ def test_tflite(net: TwoHeads, wanted: FloatArray, tmp_path: Path) -> None:
 
     graph = Graph.read(out)
     kinds = Counter(graph.name(op) for op in graph.operators if not _is_int8(graph, op))
-    # the picture's offset, the pooled features' mean, and a row of unit length; then nine softmaxes and nothing else
+    # the picture's offset, the pooled features' mean, a row of unit length; nine softmaxes, some in pieces
     assert kinds.pop("SOFTMAX") >= 9
     assert kinds["MEAN"] <= 1 and not {"LOGISTIC", "CONV_2D", "BATCH_MATMUL", "RSQRT"} & kinds.keys()
     assert kinds["ADD"] + kinds["MUL"] + kinds["SUB"] <= 3, kinds
@@ -79,9 +79,7 @@ def test_onnx(net: TwoHeads, wanted: FloatArray, tmp_path: Path) -> None:
     assert report.quantized["Conv"] == 79
     found = {kernel.operator: kernel.count for kernel in profile(out, runs=2)}
     assert found["QLinearConv"] == 79 and found["QLinearAdd"] == 18, found
-    assert (
-        found["QuickGelu"] == 1
-        and not {"RMSNormalization", "LayerNormalization", "Gelu", "QLinearSoftmax"} & found.keys()
-    )
+    assert found["QuickGelu"] == 18, "on the small maps"
+    assert not {"RMSNormalization", "LayerNormalization", "Gelu", "QLinearSoftmax"} & found.keys()
     assert found.get("Relu", 0) <= 4, "the float convolutions at the start take theirs in, the others are ranges"
     assert snr_db(wanted, logits(OnnxSession(out))) > INT8_SNR_DB

@@ -30,13 +30,13 @@ def student(arch: str = "mobilevit_xxs", size: int = SIZE, seed: int = 0) -> Stu
     return made.eval()
 
 
-def shallow_student() -> Student:
+def shallow_student(arch: str = "mobilevit_xxs") -> Student:
     """Return a student of the first three stages, one block of tokens among them.
 
     Through the whole net a code that falls to the other side moves so many others that two runtimes end 6 dB nearer to
     each other than to the float net; that says little about a simulation.
     """
-    made = student()
+    made = student(arch)
     backbone: Any = made.backbone
     torch.manual_seed(1)
     backbone.stages = backbone.stages[:3]

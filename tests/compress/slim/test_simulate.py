@@ -83,9 +83,18 @@ def far(one: Iterable[float], others: set[float], tolerance: float) -> list[floa
     return [value for value in one if min(abs(value - other) / other for other in others) > tolerance]
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "coreml", pytest.param("tflite", marks=pytest.mark.slow)])
-def test_the_simulation_is_the_file(runtime: Runtime, tmp_path: Path) -> None:
-    plain = shallow_student()
+@pytest.mark.parametrize(
+    ("runtime", "arch"),
+    [
+        ("onnx", "mobilevit_xxs"),
+        ("coreml", "mobilevit_xxs"),
+        pytest.param("tflite", "mobilevit_xxs", marks=pytest.mark.slow),
+        ("onnx", "mobilevit_xxs_int8"),
+        pytest.param("tflite", "mobilevit_xxs_int8", marks=pytest.mark.slow),
+    ],
+)
+def test_the_simulation_is_the_file(runtime: Runtime, arch: str, tmp_path: Path) -> None:
+    plain = shallow_student(arch)
     file = made(plain, runtime, tmp_path)
     model = simulated(plain, runtime)
 

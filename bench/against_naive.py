@@ -50,6 +50,8 @@ RATIOS: tuple[tuple[Variant, Variant], ...] = (
 )
 """(faster, than what): the claims of the README."""
 
+STUDENTS = ("mobilevit_xxs", "mobilevit_s", "mobilevit_xxs_int8", "mobilevit_s_int8")
+
 
 @dataclass(frozen=True)
 class NaiveComparison:
@@ -91,6 +93,7 @@ def make_files(student: Student, folder: Path) -> dict[Variant, Path]:
     from edgekit.export.tflite.int8 import TfliteQuantConfig, quantize_tflite
 
     model, size = DeployModel(student).eval(), student.spec.image_size
+    naive = DeployModel(_without_edgekit(student)).eval()
     files: dict[Variant, Path] = {
         variant: folder / f"{variant.replace(' ', '-')}.{variant.split()[0]}"
         for variant in Variant.__args__  # type: ignore[attr-defined]
@@ -101,15 +104,22 @@ def make_files(student: Student, folder: Path) -> dict[Variant, Path]:
         for row in range(len(pictures)):
             yield pictures[row : row + 1]
 
-    export_naive(model, size, files["onnx fp32 naive"])
+    export_naive(naive, size, files["onnx fp32 naive"])
     export_onnx(model, size, files["onnx fp32"])
     quantize_onnx(files["onnx fp32"], files["onnx int8"], batches)
     _quantize_static_defaults(files["onnx fp32 naive"], files["onnx int8 naive"], pictures)
-    convert_float(model, size, files["tflite fp32 naive"])
+    convert_float(naive, size, files["tflite fp32 naive"])
     export_tflite(model, size, files["tflite fp32"])
     quantize_tflite(files["tflite fp32"], files["tflite int8"], batches)
     quantize_tflite(files["tflite fp32 naive"], files["tflite int8 naive"], batches, TfliteQuantConfig(mode="naive"))
     return files
+
+
+def _without_edgekit(student: Student) -> Student:
+    """Return what there is without edgekit: for a student made for 8 bits the plain one that it stands in for."""
+    arch = student.spec.arch
+    plain = arch.removesuffix("_int8")
+    return student if plain == arch else lively_student(plain, student.spec.image_size)
 
 
 def compare_with_naive(
@@ -180,7 +190,7 @@ def render(found: list[NaiveComparison], threads: int, machine: str) -> str:
 
 
 @click.command()
-@click.option("--student", "students", multiple=True, default=("mobilevit_xxs", "mobilevit_s"), show_default=True)
+@click.option("--student", "students", multiple=True, default=STUDENTS, show_default=True)
 @click.option("--run", type=click.Path(path_type=Path), help="A run folder: time its trained student instead.")
 @click.option("--image-size", type=int, default=256, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)

@@ -190,19 +190,20 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
 def mobilevit_xxs_int8(pretrained: bool = False, **options: Any) -> ByobNet:
     """Build mobilevit_xxs for 8 bits. There are no pretrained weights."""
     return _create("mobilevit_xxs_int8", pretrained, **options)
 
 
-@register_model
 def mobilevit_xs_int8(pretrained: bool = False, **options: Any) -> ByobNet:
     """Build mobilevit_xs for 8 bits. There are no pretrained weights."""
     return _create("mobilevit_xs_int8", pretrained, **options)
 
 
-@register_model
 def mobilevit_s_int8(pretrained: bool = False, **options: Any) -> ByobNet:
     """Build mobilevit_s for 8 bits. There are no pretrained weights."""
     return _create("mobilevit_s_int8", pretrained, **options)
+
+
+for _entry in (mobilevit_xxs_int8, mobilevit_xs_int8, mobilevit_s_int8):
+    register_model(_entry)

@@ -76,7 +76,7 @@ class CodedCore(BmmCore):
         """Map q (G, N, heads · d), k and v (G, M, heads · d) to (G, N, heads · d)."""
         q, k, v = self.codes["query"](q), self.codes["key"](k), self.codes["value"](v)
         groups, tokens, _ = q.shape
-        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.reshape(*t.shape[:2], self.heads, -1).transpose(1, 2) for t in (q, k, v))
         scores = self.codes["scores"](q @ k.transpose(-2, -1) * self.scale)
         mixed = self.codes["probabilities"](torch.softmax(scores, dim=-1)) @ v
         coded: Tensor = self.codes["mixed"](mixed.transpose(1, 2).reshape(groups, tokens, -1))
@@ -175,11 +175,12 @@ def _for_onnx(student: Student) -> None:
     for _, conv in layers[:leading]:
         code_weights(conv, as_half=True)
     coded = dict(layers[leading:])
-    clamps = {id(m.conv): m.act for m in student.backbone.modules() if isinstance(m, ConvAct) and _is_clamp(m.act)}
+    units = [unit for unit in student.backbone.modules() if isinstance(unit, ConvAct) and _is_clamp(unit.act)]
+    clamps = {id(unit.conv): unit.act for unit in units}
     for name, conv in coded.items():
         code_input(conv, ActivationCodes(f"{name}.in"))
         code_weights(conv)
-        code_output(clamps.get(id(conv), conv), ActivationCodes(f"{name}.out"))
+        code_output(cast(nn.Module, clamps.get(id(conv), conv)), ActivationCodes(f"{name}.out"))
     for name, module in list(student.backbone.named_modules()):
         first = coded.get(f"{name}.conv1_1x1.conv".lstrip("."), coded.get(f"{name}.conv_kxk.conv"))
         if first is not None and (_is_residual(module) or isinstance(module, TokenMobileVitBlock | Int8MobileVitBlock)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import MissingExtraError, UsageError
+from edgekit.export.calibration.measured import MEASURED_IMAGES, nearest_ranges, noise_share
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.calibration.statistics import Histograms, Observe, Run, collect
 from edgekit.export.choice.sensitivity import SENSITIVITY_IMAGES, worst_layers
@@ -31,7 +32,7 @@ class Int8Config:
     """What is quantized, and how ranges are chosen.
 
     Attributes:
-        ranges: from histograms to ranges.
+        ranges: from histograms to ranges; None tries some ways on calibration images.
         thin_channels: convolutions at the start of the net stay float as long as they make at most this many channels
             and read at most this many numbers for each; the first always stays.
         float_layers: names of further nodes that stay float.
@@ -40,7 +41,7 @@ class Int8Config:
         mixed: keep the layers float that cost most accuracy, as measured on calibration images; see `worst_layers`.
     """
 
-    ranges: RangeConfig = field(default_factory=RangeConfig)
+    ranges: RangeConfig | None = None
     thin_channels: int = 64
     float_layers: tuple[str, ...] = ()
     attention_tokens: int = 128
@@ -101,15 +102,53 @@ def quantize_onnx(
             "Export it as fp16 or fp32, or lower `thin_channels`"
         )
     statistics = collect(activation_runner(graph, activations_of(graph, layers, products)), batches)
-    ranges = {**statistics.ranges(config.ranges), **{entry.name: PIXEL_RANGE for entry in graph.model.graph.input}}
+    plan = _Plan(layers, weights, left, products)
+    ranges = statistics.ranges(config.ranges) if config.ranges else _measured(graph, plan, statistics, batches)
+    ranges |= _pixels(graph)
     counts = Counter(node.op_type for node in graph.nodes if node.name in layers)
     counts.update({"MatMul": len(products)} if products else {})
     if config.mixed:
-        worst = _worst(graph, layers, ranges, batches)
-        layers, left = layers - worst, (*left, *sorted(worst))
-    QdqWriter(graph, ranges).write(layers, weights, left, products)
+        plan = plan.without(_worst(graph, layers, ranges, batches))
+    plan.write(graph, ranges)
     save_onnx(graph.model, out)
-    return QuantReport(dict(counts), tuple(sorted(weights)), left, statistics)
+    return QuantReport(dict(counts), tuple(sorted(weights)), plan.left, statistics)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `QdqWriter.write` takes: layers to quantize, those whose weights alone are, those that stay, products."""
+
+    layers: set[str]
+    weights: set[str]
+    left: tuple[str, ...]
+    products: list[Product]
+
+    def without(self, layers: set[str]) -> _Plan:
+        """Return the plan that leaves some more layers float."""
+        return replace(self, layers=self.layers - layers, left=(*self.left, *sorted(layers)))
+
+    def write(self, graph: OnnxGraph, ranges: Mapping[str, Range]) -> None:
+        """Quantize `graph` in place."""
+        QdqWriter(graph, ranges).write(self.layers, self.weights, self.left, self.products)
+
+
+def _pixels(graph: OnnxGraph) -> dict[str, Range]:
+    return {entry.name: PIXEL_RANGE for entry in graph.model.graph.input}
+
+
+def _measured(
+    graph: OnnxGraph, plan: _Plan, statistics: Histograms, batches: Callable[[], Iterable[FloatArray]]
+) -> dict[str, Range]:
+    """Return those ranges with which the quantized graph is nearest to the float one on calibration images."""
+    images = list(islice(batches(), MEASURED_IMAGES))
+    want = _run_all(graph, images)
+
+    def noise(ranges: dict[str, Range]) -> float:
+        tried = graph.copy()
+        plan.write(tried, ranges | _pixels(graph))
+        return noise_share(want, _run_all(tried, images))
+
+    return nearest_ranges(statistics, noise)
 
 
 def choose(graph: OnnxGraph, config: Int8Config, shapes: Shapes) -> tuple[set[str], set[str], tuple[str, ...]]:
@@ -143,9 +182,7 @@ def _worst(
     for name in sorted(node.name for node in of_kind(graph.nodes, "Conv") if node.name in layers):
         alone = graph.copy()
         QdqWriter(alone, ranges).write({name})
-        have = _run_all(alone, images)
-        shares = [np.square(h - w).sum() / max(np.square(w).sum(), 1e-30) for h, w in zip(have, want, strict=True)]
-        noises[name] = float(np.mean(shares))
+        noises[name] = noise_share(want, _run_all(alone, images))
     return set(worst_layers(noises))
 
 

@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from edgekit.export.session import FloatArray
 from edgekit.export.tflite.attention import split_attention
 from edgekit.export.tflite.graph import Graph
 from edgekit.export.tflite.plan import WEIGHTED, plan_static
-from edgekit.export.tflite.repair import FloatSource, correct_heads, worst_operators
+from edgekit.export.tflite.repair import FloatSource, correct_heads, measured_ranges, worst_operators
 from edgekit.export.tflite.run import tensor_runner
 from edgekit.export.tflite.session import PartitionReport, partitions
 
@@ -42,14 +42,14 @@ class TfliteQuantConfig:
 
     Attributes:
         mode: see `MODES`.
-        ranges: how activation ranges are chosen; for "static" and "mixed".
+        ranges: how activation ranges are chosen, for "static" and "mixed"; None tries some ways on calibration images.
         keep_float: numbers of operators of the float file that stay float; for "static" and "mixed".
         repair: shift the biases of the heads by what quantization moves their outputs, on calibration images.
         threads: threads for running the calibration images.
     """
 
     mode: TfliteMode = "static"
-    ranges: RangeConfig = field(default_factory=RangeConfig)
+    ranges: RangeConfig | None = None
     keep_float: frozenset[int] = frozenset()
     repair: bool = True
     threads: int = 1
@@ -156,7 +156,11 @@ def _static(
         else calibrate_tflite(float_path, calibration, threads=config.threads)
     )
     images = None if isinstance(calibration, Histograms) else calibration
-    source = FloatSource(float_path, statistics.ranges(config.ranges), config.threads)
+    if images is None or config.ranges is not None:
+        ranges = statistics.ranges(config.ranges)
+    else:
+        ranges = measured_ranges(statistics, float_path, images, config.keep_float, config.threads)
+    source = FloatSource(float_path, ranges, config.threads)
     keep_float = config.keep_float
     if config.mode == "mixed":
         if images is None:

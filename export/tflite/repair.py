@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.export.calibration.measured import MEASURED_IMAGES, Ranges, first_images, nearest_ranges, noise_share
+from edgekit.export.calibration.statistics import Histograms
 from edgekit.export.choice.sensitivity import SENSITIVITY_IMAGES, worst_layers
 from edgekit.export.session import FloatArray
 from edgekit.export.tflite.graph import Graph
@@ -55,6 +57,20 @@ class FloatSource:
         return graph, plan
 
 
+def measured_ranges(
+    statistics: Histograms, path: Path, images: Batches, keep_float: frozenset[int], threads: int
+) -> Ranges:
+    """Return those ranges with which the quantized graph of `path` is nearest to it on calibration images."""
+    shown = first_images(images, MEASURED_IMAGES)
+    want = _outputs(Graph.read(path), shown, threads)
+
+    def noise(ranges: Ranges) -> float:
+        quantized, _ = FloatSource(path, ranges, threads).quantized(keep_float)
+        return noise_share(want, _outputs(quantized, shown, threads))
+
+    return nearest_ranges(statistics, noise)
+
+
 def worst_operators(source: FloatSource, images: Batches) -> frozenset[int]:
     """Return the numbers of the operators that should stay float: those of the convolutions that cost most.
 
@@ -62,7 +78,7 @@ def worst_operators(source: FloatSource, images: Batches) -> frozenset[int]:
     outputs measured on calibration images; `worst_layers` says which to keep. Linear layers cost too little to look at.
     """
     graph = Graph.read(source.path)
-    shown = _first(images, SENSITIVITY_IMAGES)
+    shown = first_images(images, SENSITIVITY_IMAGES)
     want = _outputs(graph, shown, source.threads)
     everything = frozenset(range(len(graph.operators)))
 
@@ -94,18 +110,13 @@ def convolution_units(graph: Graph, plan: Plan) -> list[frozenset[int]]:
     return [frozenset(unit) for unit in units]
 
 
-def noise_share(want: Mapping[str, NDArray[np.float64]], have: Mapping[str, NDArray[np.float64]]) -> float:
-    """Return Σ difference² / Σ wanted², averaged over the outputs."""
-    return float(np.mean([np.square(have[k] - v).sum() / max(np.square(v).sum(), 1e-30) for k, v in want.items()]))
-
-
 def correct_heads(source: FloatSource, graph: Graph, plan: Plan, images: Batches) -> int:
     """Add to the float biases of single-row linear layers what quantization took from their mean outputs.
 
     Bias correction from data (Nagel et al. 2019, arXiv 1906.04721, §4.2) at the place where it counts: the heads see
     what all layers before them have shifted. Returns how many biases were changed; `graph` is changed.
     """
-    shown = _first(images, REPAIR_IMAGES)
+    shown = first_images(images, REPAIR_IMAGES)
     original = Graph.read(source.path)
     heads = [operator for operator in graph.operators if _is_float_head(graph, operator)]
     for head in heads:
@@ -138,18 +149,8 @@ def _add_to_constant(graph: Graph, tensor: int, shift: NDArray[np.float64]) -> N
     graph.tensors[tensor].buffer = len(graph.model.buffers) - 1
 
 
-def _first(images: Batches, count: int) -> FloatArray:
-    """Return the first batches that make `count` images, or more by a part of a batch: the frames of a clip stay."""
-    found: list[FloatArray] = []
-    for batch in images():
-        found.append(batch)
-        if sum(map(len, found)) >= count:
-            break
-    return np.concatenate(found)
-
-
-def _outputs(graph: Graph, images: FloatArray, threads: int) -> Values:
-    return _values(graph, graph.outputs, images, threads)
+def _outputs(graph: Graph, images: FloatArray, threads: int) -> list[NDArray[np.float64]]:
+    return list(_values(graph, graph.outputs, images, threads).values())
 
 
 def _values(graph: Graph, tensors: list[int], images: FloatArray, threads: int) -> Values:

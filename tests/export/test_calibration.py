@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError, LoadError
+from edgekit.export.calibration.measured import CANDIDATES, nearest_ranges, noise_share
 from edgekit.export.calibration.ranges import (
     RANGE_METHODS,
     Distribution,
@@ -231,3 +232,18 @@ def test_overlap_is_by_content_and_names_both_files() -> None:
     check_no_overlap(train, {"val/a.jpg": "33"})
     with pytest.raises(DataError, match=r"1 calibration images .* train/b\.jpg = val/renamed\.jpg"):
         check_no_overlap(train, {"val/renamed.jpg": "22", "val/c.jpg": "44"})
+
+
+def test_ways_of_choosing_ranges_are_tried_on_the_outputs() -> None:
+    seen = observed(np.concatenate([np.random.default_rng(0).normal(size=200_000), [30.0]]).astype(np.float32))
+    uppers = [seen.ranges(config)["x"][1] for config in CANDIDATES]
+    assert len(set(uppers)) == len(CANDIDATES)
+    for upper in uppers:
+        least = nearest_ranges(seen, lambda ranges: abs(ranges["x"][1] - upper))  # noqa: B023
+        assert least["x"][1] == upper
+
+
+def test_noise_is_relative_to_each_output() -> None:
+    want = [np.array([3.0, 4.0]), np.array([100.0])]
+    assert noise_share(want, want) == 0
+    assert noise_share(want, [np.array([3.0, 5.0]), np.array([110.0])]) == pytest.approx((1 / 25 + 100 / 10_000) / 2)

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edgekit.errors import DataError, LoadError, UsageError
+from edgekit.export.calibration.measured import CANDIDATES, noise_share
 from edgekit.export.onnx.convert import export_naive, export_onnx
 from edgekit.export.onnx.graph import OnnxGraph
 from edgekit.export.onnx.int8 import Int8Config, quantize_onnx
@@ -82,6 +84,27 @@ def test_int8_file(float_path: Path, int8_path: Path) -> None:
 def test_int8_answers(float_path: Path, int8_path: Path) -> None:
     assert 26 < snr_db(float_path, int8_path) < 50
     assert 26 < snr_db(float_path, int8_path, "logits") < 50
+
+
+def test_no_way_of_choosing_ranges_is_better_than_the_one_taken(
+    float_path: Path, int8_path: Path, tmp_path: Path
+) -> None:
+    images = np.split(pictures(12, SIZE, seed=1).numpy(), 12)
+
+    def answers(path: Path) -> list[NDArray[np.float64]]:
+        session = OnnxSession(path)
+        said = [session(image) for image in images]
+        return [np.concatenate([one[name] for one in said]).astype(np.float64) for name in ("logits", "embedding")]
+
+    def noise(path: Path) -> float:
+        return noise_share(answers(float_path), answers(path))
+
+    noises = []
+    for number, config in enumerate(CANDIDATES):
+        quantize_onnx(float_path, tmp_path / f"{number}.onnx", batches, Int8Config(ranges=config))
+        noises.append(noise(tmp_path / f"{number}.onnx"))
+    assert noise(int8_path) == pytest.approx(min(noises), rel=1e-6)
+    assert max(noises) > min(noises)
 
 
 def test_report(float_path: Path, tmp_path: Path) -> None:

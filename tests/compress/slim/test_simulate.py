@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from edgekit.compress.slim.codes import activation_points
 from edgekit.compress.slim.folding import folded
 from edgekit.compress.slim.simulate import Runtime, calibrate, simulate
+from edgekit.export.calibration.measured import CANDIDATES, noise_share
+from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.coreml.activations import quantize_activations
 from edgekit.export.coreml.convert import export_coreml
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.mil.interpreter import MilProgram
 from edgekit.export.onnx.convert import export_onnx
-from edgekit.export.onnx.int8 import quantize_onnx
+from edgekit.export.onnx.int8 import Int8Config, quantize_onnx
 from edgekit.export.parity import snr_db
 from edgekit.export.runtimes import SUFFIX_OF, open_session
 from edgekit.export.session import run_batched
@@ -30,6 +32,8 @@ from tests.tolerances import SCALES_OF_A_FILE, SIMULATED_GAIN_DB
 
 CALIBRATION = some(24)
 SHOWN = some(24, seed=1)
+RANGES = RangeConfig()
+"""The same for files and simulation, which each would choose by their own noise."""
 
 
 def made(plain: Student, runtime: Runtime, folder: Path) -> Path:
@@ -37,19 +41,19 @@ def made(plain: Student, runtime: Runtime, folder: Path) -> Path:
     path, base = folder / f"model{SUFFIX_OF[runtime]}", folder / f"float{SUFFIX_OF[runtime]}"
     if runtime == "onnx":
         export_onnx(DeployModel(plain), SIZE, base)
-        quantize_onnx(base, path, lambda: batches(CALIBRATION))
+        quantize_onnx(base, path, lambda: batches(CALIBRATION), Int8Config(ranges=RANGES))
     elif runtime == "coreml":
         export_coreml(DeployModel(plain), SIZE, base)
         quantize_activations(base, path, lambda: batches(CALIBRATION))
     else:
         export_tflite(DeployModel(plain), SIZE, base)
-        quantize_tflite(base, path, lambda: batches(CALIBRATION), TfliteQuantConfig(repair=False))
+        quantize_tflite(base, path, lambda: batches(CALIBRATION), TfliteQuantConfig(ranges=RANGES, repair=False))
     return path
 
 
 def simulated(plain: Student, runtime: Runtime) -> Student:
     result = simulate(folded(plain, runtime), runtime).eval()
-    calibrate(result, lambda: batches(CALIBRATION))
+    calibrate(result, lambda: batches(CALIBRATION), RANGES)
     return result
 
 
@@ -133,5 +137,24 @@ def test_calibration_sees_the_float_net() -> None:
     """Ranges are the exporter's, which knows nothing of rounding yet; a second look must find the same."""
     model = simulated(student(), "tflite")
     first = {codes.name: codes.scale for codes in activation_points(model)}
-    calibrate(model, lambda: batches(CALIBRATION))
+    calibrate(model, lambda: batches(CALIBRATION), RANGES)
     assert {codes.name: codes.scale for codes in activation_points(model)} == first
+
+
+def test_the_ranges_of_least_noise_are_taken() -> None:
+    plain = shallow_student()
+    model = simulate(folded(plain), "onnx").eval()
+    want = torch_outputs(plain)
+
+    def noise(config: RangeConfig | None) -> float:
+        calibrate(model, lambda: batches(CALIBRATION), config)
+        return noise_share(want, torch_outputs(model))
+
+    noises = [noise(config) for config in CANDIDATES]
+    assert noise(None) == min(noises) < max(noises)
+
+
+@torch.no_grad()
+def torch_outputs(student: Student) -> list[NDArray[np.float64]]:
+    output = student(torch.from_numpy(CALIBRATION))
+    return [output.logits.double().numpy(), output.embedding.double().numpy()]

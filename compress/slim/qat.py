@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.compress.slim.calibrate import calibrate
 from edgekit.compress.slim.codes import record_ranges, without_codes
 from edgekit.compress.slim.config import QatConfig
 from edgekit.compress.slim.folding import folded, write_back
-from edgekit.compress.slim.simulate import calibrate, simulate
+from edgekit.compress.slim.simulate import simulate
 from edgekit.data import ImageDataset
 from edgekit.errors import UsageError
 from edgekit.export.export_pictures import spread

@@ -10,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgekit.compress.slim.calibrate import calibrate
 from edgekit.compress.slim.codes import activation_points
 from edgekit.compress.slim.folding import folded
-from edgekit.compress.slim.simulate import Runtime, calibrate, simulate
+from edgekit.compress.slim.simulate import Runtime, simulate
 from edgekit.export.calibration.measured import CANDIDATES, noise_share
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.coreml.activations import quantize_activations

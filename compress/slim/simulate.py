@@ -178,12 +178,13 @@ def _for_onnx(student: Student) -> None:
 def _for_coreml(student: Student) -> None:
     modules = list(student.backbone.named_modules())
     floored = {id(layer) for _, module in modules for layer in _read_by_silu(module)}
+    clamps = {id(m.conv): m.act for _, m in modules if isinstance(m, ConvAct) and _is_clamp(m.act)}
     for name, module in modules:
         if isinstance(module, nn.Conv2d | nn.Linear):
             code_input(module, ActivationCodes(f"{name}.in"))
             code_weights(module)
             floor = SILU_FLOOR if id(module) in floored else -float("inf")
-            code_output(module, ActivationCodes(f"{name}.out", floor=floor))
+            code_output(clamps.get(id(module), module), ActivationCodes(f"{name}.out", floor=floor))
 
 
 def _read_by_silu(module: nn.Module) -> list[nn.Module]:

@@ -32,6 +32,8 @@ _PASSES = (
 Batches = Callable[[], Iterable[FloatArray]]
 CODED = ("conv", "linear", "add", "avg_pool", "max_pool")
 """Operations around which coremltools can put activations in 8 bits."""
+FUSED = frozenset({"leaky_relu", "tanh", "scaled_tanh", "sigmoid", "hard_sigmoid", "relu", "relu6"})
+"""Activations that coremltools takes for a part of the operation before them: it is their output that is coded."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ def _tensors(coded: Iterable[Operation], program: MilProgram) -> set[str]:
     found: set[str] = set()
     for op in coded:
         found.update(op.outputs[0][0:1])
+        found.update(
+            r.outputs[0][0] for r in program.operations if r.type in FUSED and op.outputs[0][0] in _names(r, "x")
+        )
         for key in ("x", "y") if op.type == "add" else ("x",):
             found.update(_names(op, key))
     return found

@@ -55,6 +55,19 @@ def test_the_program_computes_in_8_bits(package: Path, tmp_path: Path) -> None:
     assert snr_db(want, have) > 15
 
 
+def test_a_relu_is_a_part_of_its_convolution(tmp_path: Path) -> None:
+    export_coreml(TwoHeads("mobilevit_xxs_int8"), SIZE, tmp_path / "half.mlpackage")
+    out = tmp_path / "model.w8a8.mlpackage"
+    quantize_activations(tmp_path / "half.mlpackage", out, batches)
+    program = MilProgram.load(out)
+    readers = {str(op.inputs["x"][0]): op for op in program.operations if op.type == "relu"}
+    coded = {str(op.inputs["input"][0]) for op in program.operations if op.type == "quantize"}
+    assert len(readers) > 10
+    assert all(op.outputs[0][0] in coded for op in readers.values()) and not coded & readers.keys()
+    want, have = (run_batched(MilSession(path), IMAGES[16:])["logits"] for path in (tmp_path / "half.mlpackage", out))
+    assert snr_db(want.astype(np.float64), have.astype(np.float64)) > 15
+
+
 def number(program: MilProgram, argument: str | Constant) -> float:
     """Return a constant of one element, which a package holds by name or in place."""
     constant = program.constants[argument] if isinstance(argument, str) else argument

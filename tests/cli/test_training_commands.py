@@ -36,7 +36,7 @@ def test_resume_refuses_what_changed_and_says_what(data: Path, first: Path, tmp_
     before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     again = [*settings(data, first), "--epochs", "2", "--resume", "auto"]
     line = refused(capsys, 2, *again, "--lr", "0.5", "--schedule", "linear")
-    assert "fit.lr was 0.002, now 0.5" in line
+    assert "fit.lr was 0.0015, now 0.5" in line
     assert "fit.schedule.name was cosine, now linear" in line
     assert "--allow-change schedule" in line
     line = refused(capsys, 2, *again, "--batch-size", "8", "--allow-change", "schedule")

@@ -32,9 +32,13 @@ def render_terminal(report: BenchReport, width: int) -> RenderableType:
     lines = list(footnotes(report))
     if left_out:
         lines.append(f"Left out for want of width: {', '.join(left_out)}. They are in the JSON and Markdown output.")
-    notes = [Padding(Text(line, style="dim"), (0, 1)) for line in lines]
-    failed = [Padding(Text(line, style="red"), (0, 1)) for line in failures(report)]
-    return Group(_rich_table(report, columns), *failed, *notes)
+    failed = (_line(text, "red") for text in failures(report))
+    return Group(_rich_table(report, columns), *failed, *(_line(text, "dim") for text in lines))
+
+
+def _line(text: str, style: str) -> Padding:
+    """Return a line that wraps: edgekit's console wraps nothing by itself, and padding cuts off what is too long."""
+    return Padding(Text(text, style=style, no_wrap=False, overflow="fold"), (0, 1))
 
 
 def render_markdown(report: BenchReport) -> str:

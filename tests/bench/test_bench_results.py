@@ -17,7 +17,7 @@ from edgekit.bench.results import BenchReport, BenchRow, RawSamples, json_schema
 from edgekit.bench.retrieval import retrieval_scores
 from edgekit.bench.significance import compare_accuracy
 from edgekit.bench.statistics import paired_speedup, summarize
-from edgekit.bench.table import render_markdown, render_terminal
+from edgekit.bench.table import footnotes, render_markdown, render_terminal
 from edgekit.bench.timing import ColdStart
 from edgekit.errors import UsageError
 from edgekit.export.session import RuntimeInfo
@@ -85,8 +85,15 @@ def report() -> BenchReport:
 
 def printed(report: BenchReport, width: int) -> str:
     out = StringIO()
-    Console(file=out, width=width).print(render_terminal(report, width))
+    Console(file=out, width=width, soft_wrap=True).print(render_terminal(report, width))  # as edgekit's terminal
     return out.getvalue()
+
+
+def test_no_footnote_is_cut_off(report: BenchReport) -> None:
+    shown = " ".join(printed(report, 60).split())
+    lines = footnotes(report)
+    assert max(map(len, lines)) > 60
+    assert all(line in shown for line in lines)
 
 
 def test_json_comes_back_equal(report: BenchReport) -> None:

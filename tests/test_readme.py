@@ -23,8 +23,10 @@ def commands(section: str = "") -> list[list[str]]:
     text = README.read_text(encoding="utf-8")
     if section:
         text = text.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
-    for block in re.findall(r"```(?:bash|console|sh)\n(.*?)```", text, re.DOTALL):
+    for kind, block in re.findall(r"```(bash|console|sh)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
+            if kind == "console" and not line.startswith("$ "):  # what a command prints
+                continue
             words = shlex.split(line.removeprefix("$ ").strip(), comments=True)
             if words[:1] == ["torchrun"]:
                 words = words[words.index("edgekit") :]

@@ -18,7 +18,7 @@ SIMULATED_GAIN_DB = {"onnx": 3.0, "tflite": 3.0, "coreml": 0.5}
 """How much closer the simulation of an 8-bit file is to the file than the float student is, three stages deep; measured
 were 18 to 24 dB (ONNX), 3.9 to 5.9 dB (TFLite) and 1.4 to 1.7 dB (Core ML). One sum rounded to the other side of a code
 moves all that follows, so even two settings of one runtime end apart: ONNX Runtime with and without its optimizer by
-41 dB through a net. Core ML's float16 throws a few sums in a hundred to the other side, at every layer."""
+41 dB through a net. Core ML's float16 moves up to 3 weights in a hundred to the next code."""
 
 SCALES_OF_A_FILE = {"onnx": 1e-3, "tflite": 1e-3, "coreml": 2e-3}
 """Relative; a Core ML program computes its calibration pictures and holds its scales in float16. Measured: 1.3e-3."""

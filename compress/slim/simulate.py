@@ -157,12 +157,11 @@ def _for_onnx(student: Student) -> None:
     for _, conv in layers[:leading]:
         code_weights(conv, as_half=True)
     coded = dict(layers[leading:])
-    units = [unit for unit in student.backbone.modules() if isinstance(unit, ConvAct) and _is_clamp(unit.act)]
-    clamps = {id(unit.conv): unit.act for unit in units}
+    ends = _clamps(student)
     for name, conv in coded.items():
         code_input(conv, ActivationCodes(f"{name}.in"))
         code_weights(conv)
-        code_output(cast(nn.Module, clamps.get(id(conv), conv)), ActivationCodes(f"{name}.out"))
+        code_output(ends[conv] if conv in ends else conv, ActivationCodes(f"{name}.out"))
     for name, module in list(student.backbone.named_modules()):
         first = coded.get(f"{name}.conv1_1x1.conv".lstrip("."), coded.get(f"{name}.conv_kxk.conv"))
         if first is not None and (_is_residual(module) or isinstance(module, TokenMobileVitBlock | Int8MobileVitBlock)):
@@ -178,13 +177,13 @@ def _for_onnx(student: Student) -> None:
 def _for_coreml(student: Student) -> None:
     modules = list(student.backbone.named_modules())
     floored = {id(layer) for _, module in modules for layer in _read_by_silu(module)}
-    clamps = {id(m.conv): m.act for _, m in modules if isinstance(m, ConvAct) and _is_clamp(m.act)}
+    ends = _clamps(student)
     for name, module in modules:
         if isinstance(module, nn.Conv2d | nn.Linear):
             code_input(module, ActivationCodes(f"{name}.in"))
             code_weights(module)
             floor = SILU_FLOOR if id(module) in floored else -float("inf")
-            code_output(clamps.get(id(module), module), ActivationCodes(f"{name}.out", floor=floor))
+            code_output(ends[module] if module in ends else module, ActivationCodes(f"{name}.out", floor=floor))
 
 
 def _read_by_silu(module: nn.Module) -> list[nn.Module]:
@@ -194,6 +193,12 @@ def _read_by_silu(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, ConvAct):
         return [module.conv]
     return [module.fc1] if isinstance(module, Mlp | ConvMlp) and isinstance(module.norm, nn.Identity) else []
+
+
+def _clamps(student: Student) -> dict[nn.Module, nn.Module]:
+    """Return the ReLU after each convolution that has one: where the codes of its output are made."""
+    units = (unit for unit in student.backbone.modules() if isinstance(unit, ConvAct))
+    return {unit.conv: unit.act for unit in units if _is_clamp(unit.act)}
 
 
 def _is_clamp(act: nn.Module) -> bool:

@@ -20,8 +20,8 @@ CANDIDATES = (
     RangeConfig(percentile=99.9995),
     RangeConfig(method="mse"),
 )
-"""None of them is best for all nets and runtimes: of two students, three runtimes and four ways each won at least once,
-and the worst was 1 to 3 dB behind the best (LOG.md)."""
+"""None of them is best for all nets and runtimes: over two students and three runtimes the first, which clips most, was
+1 to 4 dB behind the best, and which that was differed (LOG.md)."""
 
 MEASURED_IMAGES = 64
 """Calibration images that the candidates are compared on."""

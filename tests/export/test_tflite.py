@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekit.errors import DataError, LoadError, UsageError
+from edgekit.export.calibration.measured import CANDIDATES, noise_share
 from edgekit.export.calibration.statistics import Histograms
 from edgekit.export.session import FloatArray
 from edgekit.export.tflite.attention import split_attention
@@ -133,6 +135,23 @@ def test_int8_file_computes_nearly_the_same(exported: Exported, method: str, tmp
     config = TfliteQuantConfig(ranges=RangeConfig(method))  # type: ignore[arg-type]
     quantize_tflite(exported.path, tmp_path / "int8.tflite", exported.statistics, config)
     assert compare(exported.path, tmp_path / "int8.tflite") >= INT8_SNR_DB
+
+
+def test_no_way_of_choosing_ranges_is_better_than_the_one_taken(exported: Exported, tmp_path: Path) -> None:
+    images = np.concatenate(list(calibration_images()))
+
+    def answers(path: Path) -> list[NDArray[np.float64]]:
+        session = LiteRTSession(path)
+        said = [session(image[None]) for image in images]
+        return [np.concatenate([one[name] for one in said]).astype(np.float64) for name in ("logits", "embedding")]
+
+    want, noises = answers(exported.path), []
+    for config in (None, *CANDIDATES):
+        quantized = TfliteQuantConfig(ranges=config, repair=False)
+        quantize_tflite(exported.path, tmp_path / "int8.tflite", calibration_images, quantized)
+        noises.append(noise_share(want, answers(tmp_path / "int8.tflite")))
+    assert noises[0] == pytest.approx(min(noises[1:]), rel=1e-6)
+    assert max(noises) > min(noises)
 
 
 def test_cutting_attention_changes_nothing(exported: Exported, tmp_path: Path) -> None:

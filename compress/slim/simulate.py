@@ -157,11 +157,11 @@ def _for_onnx(student: Student) -> None:
     for _, conv in layers[:leading]:
         code_weights(conv, as_half=True)
     coded = dict(layers[leading:])
-    ends = _clamps(student)
+    ends = _ends(student)
     for name, conv in coded.items():
         code_input(conv, ActivationCodes(f"{name}.in"))
         code_weights(conv)
-        code_output(ends[conv] if conv in ends else conv, ActivationCodes(f"{name}.out"))
+        code_output(ends[conv], ActivationCodes(f"{name}.out"))
     for name, module in list(student.backbone.named_modules()):
         first = coded.get(f"{name}.conv1_1x1.conv".lstrip("."), coded.get(f"{name}.conv_kxk.conv"))
         if first is not None and (_is_residual(module) or isinstance(module, TokenMobileVitBlock | Int8MobileVitBlock)):
@@ -177,13 +177,13 @@ def _for_onnx(student: Student) -> None:
 def _for_coreml(student: Student) -> None:
     modules = list(student.backbone.named_modules())
     floored = {id(layer) for _, module in modules for layer in _read_by_silu(module)}
-    ends = _clamps(student)
+    ends = _ends(student)
     for name, module in modules:
         if isinstance(module, nn.Conv2d | nn.Linear):
             code_input(module, ActivationCodes(f"{name}.in"))
             code_weights(module)
             floor = SILU_FLOOR if id(module) in floored else -float("inf")
-            code_output(ends[module] if module in ends else module, ActivationCodes(f"{name}.out", floor=floor))
+            code_output(ends[module], ActivationCodes(f"{name}.out", floor=floor))
 
 
 def _read_by_silu(module: nn.Module) -> list[nn.Module]:
@@ -195,10 +195,11 @@ def _read_by_silu(module: nn.Module) -> list[nn.Module]:
     return [module.fc1] if isinstance(module, Mlp | ConvMlp) and isinstance(module.norm, nn.Identity) else []
 
 
-def _clamps(student: Student) -> dict[nn.Module, nn.Module]:
-    """Return the ReLU after each convolution that has one: where the codes of its output are made."""
-    units = (unit for unit in student.backbone.modules() if isinstance(unit, ConvAct))
-    return {unit.conv: unit.act for unit in units if _is_clamp(unit.act)}
+def _ends(student: Student) -> dict[nn.Module, nn.Module]:
+    """Return by layer what its output is coded after: the ReLU that clamps it, or itself."""
+    modules = list(student.backbone.modules())
+    layers = {module: module for module in modules if isinstance(module, nn.Conv2d | nn.Linear)}
+    return layers | {unit.conv: unit.act for unit in modules if isinstance(unit, ConvAct) and _is_clamp(unit.act)}
 
 
 def _is_clamp(act: nn.Module) -> bool:

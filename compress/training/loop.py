@@ -17,6 +17,7 @@ from edgekit.compress.parallel.processes import join
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.show.display import Display, Silent
 from edgekit.compress.show.tensorboard import Board
+from edgekit.compress.training.allocator import memory_kept
 from edgekit.compress.training.checkpointing import KEPT, Cadence, Checkpoints, Due, Entry
 from edgekit.compress.training.run_folder import MutedRunFolder, RunFolder
 from edgekit.compress.training.run_lock import locked
@@ -70,7 +71,7 @@ def fit(
         SystemExit: another process failed, and has said why.
     """
     processes = join(pick_device(config))
-    with processes.together():
+    with processes.together(), memory_kept():
         refuse_other_training(processes, config.model_dump() | {"steps per epoch": task.steps_per_epoch}, task.model)
         if not processes.is_main:
             return _Fit(task, config, MutedRunFolder(run.path), Silent()).run(resume=resume)

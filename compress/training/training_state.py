@@ -20,6 +20,7 @@ from edgekit.compress.parallel.replica import Replica
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.training.checkpointing import Stream
 from edgekit.compress.training.ema import Ema
+from edgekit.compress.training.fast_layers import use_fast_layers
 from edgekit.compress.training.layer_decay import rate_factors, split_by_factor
 from edgekit.compress.training.muon import Muon
 from edgekit.compress.training.task import Task
@@ -160,6 +161,7 @@ class TrainingState:
         )
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = task.model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        use_fast_layers(model)
         self._loss, self._replica = task.loss, None
         if self.processes.world > 1:
             self._replica = Replica(model, task.loss, self.accelerator, self.processes)

@@ -21,6 +21,7 @@ from edgekit.errors import LoadError, UsageError, VerificationError
 from edgekit.export.attempt import Attempt as Attempt
 from edgekit.export.attempt import Workshop
 from edgekit.export.calibration.statistics import Histograms
+from edgekit.export.calibration.trained import read_trained
 from edgekit.export.choice.auto import choose_precision
 from edgekit.export.choice.candidates import ChoiceConfig
 from edgekit.export.choice.table import COLUMNS, table_rows, title
@@ -115,7 +116,8 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
         atomic.atomic_folder(config.output, overwrite=overwrite) as bundle,
         tempfile.TemporaryDirectory(prefix="edgekit-export-") as work,
     ):
-        conversion = Conversion(model, pictures.calibration, Path(work), _texts(student), config.dynamic_batch)
+        trained = read_trained(config.run)
+        conversion = Conversion(model, pictures.calibration, Path(work), _texts(student), config.dynamic_batch, trained)
         workshop = Workshop(conversion, (pictures.comparison, expected))
         attempts = _make_all(config, workshop, _labels(dataset, pictures), terminal)
         if all(attempt.problems for attempt in attempts):

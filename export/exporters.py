@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.export.calibration.statistics import Histograms
+    from edgekit.export.calibration.trained import TrainedCodes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Conversion:
         work: folder for the float files that INT8 starts from; each is made once.
         metadata: texts kept inside the file.
         dynamic_batch: take any batch size, where the format can.
+        trained: how the student was trained for 8 bits, if it was.
     """
 
     model: DeployedPictures
@@ -39,6 +41,12 @@ class Conversion:
     work: Path
     metadata: Mapping[str, str] = field(default_factory=dict)
     dynamic_batch: bool = False
+    trained: TrainedCodes | None = None
+
+    def trained_for(self, form: Format, precision: Precision) -> TrainedCodes | None:
+        """Return how the student was trained, if it was for this very file."""
+        known = self.trained
+        return known if known is not None and (known.runtime, known.precision) == (form, precision) else None
 
     @property
     def image_size(self) -> int:
@@ -99,7 +107,7 @@ def _onnx(conversion: Conversion, precision: Precision, out: Path) -> None:
 
     writers: Mapping[Precision, Callable[[], object]] = {
         "fp16": lambda: halve_onnx(base, out),
-        "int8": lambda: static(Int8Config()),
+        "int8": lambda: static(Int8Config(trained=conversion.trained_for("onnx", "int8"))),
         "mixed": lambda: static(Int8Config(mixed=True)),
         "dynamic": lambda: quantize_onnx_dynamic(base, out),
         "w8": lambda: quantize_onnx_weights(base, out),
@@ -137,7 +145,8 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
         "dynamic": "dynamic",
         "w8": "weight-only",
     }
-    report = quantize_tflite(base, out, conversion.batches, TfliteQuantConfig(mode=modes[precision]))
+    config = TfliteQuantConfig(mode=modes[precision], trained=conversion.trained_for("tflite", precision))
+    report = quantize_tflite(base, out, conversion.batches, config)
     conversion.keep("tflite", report.statistics)
 
 
@@ -159,9 +168,11 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
         make_float(out, precision)
         return
     if precision == "w8a8":
-        from edgekit.export.coreml.activations import quantize_activations
+        from edgekit.export.coreml.activations import ActivationConfig, quantize_activations
 
-        report = quantize_activations(float_file(conversion.work, "coreml", make_float), out, conversion.batches)
+        base = float_file(conversion.work, "coreml", make_float)
+        config = ActivationConfig(trained=conversion.trained_for("coreml", precision))
+        report = quantize_activations(base, out, conversion.batches, config)
         conversion.keep("coreml", report.statistics)
     elif precision in ("int8", "w8"):
         from edgekit.export.calibration.weight_rounding import least_quantized

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,9 +17,14 @@ SCHEMA_VERSION = 1
 STUDENT_FILE = "student.safetensors"
 
 
-def save_student(path: Path, student: Student, weights: nn.Module | None = None) -> None:
-    """Write a student, whole or not at all; `weights` (e.g. the EMA copy) replaces its own tensors if given."""
-    header = {"schema_version": SCHEMA_VERSION, "student": student.spec.to_dict()}
+def save_student(
+    path: Path, student: Student, weights: nn.Module | None = None, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a student, whole or not at all; `weights` (e.g. the EMA copy) replaces its own tensors if given.
+
+    `extra` is kept beside its spec, JSON-ready, for `read_extra`: what belongs to these weights and no others.
+    """
+    header = {**(extra or {}), "schema_version": SCHEMA_VERSION, "student": student.spec.to_dict()}
     write_safetensors(path, (weights or student).state_dict(), header)
 
 
@@ -48,3 +55,17 @@ def load_student(run: Path) -> Student:
         raise LoadError(f"{path} names a student that cannot be built here: {first_line(e)}") from e
     fill(student, tensors, path, spec.arch)
     return student.eval()
+
+
+def read_extra(run: Path, name: str) -> dict[str, Any] | None:
+    """Return what `save_student` was given under a name; None if it was not.
+
+    Raises:
+        LoadError: no checkpoint, a damaged one, one of a newer edgekit, or the name stands for something else.
+    """
+    path = student_file(run)
+    _, header = read_checkpoint(path, "student", ("student",), SCHEMA_VERSION, optional=(name,))
+    value = header.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise LoadError(f"{path} holds '{name}', which cannot be read: {value!r:.60}")
+    return value

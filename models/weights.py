@@ -33,7 +33,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping
 
 
 def read_checkpoint(
-    path: Path, what: str, parts: Sequence[str], newest: int
+    path: Path, what: str, parts: Sequence[str], newest: int, optional: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a checkpoint of edgekit, and parts of its header.
 
@@ -42,6 +42,7 @@ def read_checkpoint(
         what: it should hold, for the messages, e.g. "student".
         parts: names of what is wanted of its header.
         newest: schema version that this edgekit knows.
+        optional: names of what is wanted as well, where it is there.
 
     Raises:
         LoadError: not there, damaged, of something else, or of a newer edgekit.
@@ -51,6 +52,7 @@ def read_checkpoint(
         header = json.loads(metadata["edgekit"])
         version = int(header["schema_version"])
         wanted = {name: header[name] for name in parts} if version <= newest else {}
+        wanted |= {name: header[name] for name in optional if name in header}
     except (KeyError, TypeError, ValueError) as e:
         raise LoadError(f"{path} is not an edgekit {what}: its metadata has no header of one ({e!r:.120})") from e
     if version > newest:

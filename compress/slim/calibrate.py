@@ -52,18 +52,19 @@ def calibrate(
     if config is not None:
         return spanned(statistics.ranges(config))
     shown = torch.from_numpy(first_images(batches, MEASURED_IMAGES))
-    with _unrounded(student, lambda codes, x: None):
-        want = _outputs(student, shown)
+    with unrounded(student):
+        want = outputs(student, shown)
 
     def noise(ranges: Ranges) -> float:
         spanned(ranges)
-        return noise_share(want, _outputs(student, shown))
+        return noise_share(want, outputs(student, shown))
 
     return spanned(nearest_ranges(statistics, noise))
 
 
 @torch.no_grad()
-def _outputs(student: Student, images: Tensor) -> list[Values]:
+def outputs(student: Student, images: Tensor) -> list[Values]:
+    """Return the logits and the embeddings of images (N, 3, H, W)."""
     said = [student.from_frames(part) for part in images.split(BATCH)]  # type: ignore[no-untyped-call]
     parts = ([output.logits for output in said], [output.embedding for output in said])
     return [torch.cat(part).double().numpy() for part in parts]
@@ -81,14 +82,14 @@ def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -
             codes.redundant = first is not codes and first.symmetric == codes.symmetric
             observe(codes.name, x.cpu().numpy())
 
-        with torch.no_grad(), _unrounded(student, look):
+        with torch.no_grad(), unrounded(student, look):
             student.from_frames(torch.from_numpy(images))
 
     return collect(run, batches)
 
 
 @contextmanager
-def _unrounded(student: Student, observer: ObserveCodes) -> Iterator[None]:
+def unrounded(student: Student, observer: ObserveCodes = lambda codes, x: None) -> Iterator[None]:
     """Let a student compute in float, and `observer` see what passes its codes."""
     points = activation_points(student)
     rounding = [module for module in student.modules() if isinstance(module, WeightCodes | CodedSiLU)]

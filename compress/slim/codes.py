@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekit.compress.slim.learned_ranges import LearnedRound, LearnedSpan
 from edgekit.errors import DataError, UsageError
 from edgekit.export.tflite.plan import LOGISTIC_CODES
 from edgekit.export.tflite.static import activation_codes
@@ -67,6 +68,8 @@ class ActivationCodes(nn.Module):
         low, high: what the codes span.
         observer: takes what passes, instead of rounding it; None rounds.
         redundant: others have rounded this very tensor already, to the same codes.
+        learned: the span in training, one for all that hold the same codes; empty where ranges are held. In a tuple, as
+            it belongs to the net, in which a parameter has one name.
     """
 
     def __init__(self, name: str, *, symmetric: bool = False, floor: float = -np.inf) -> None:
@@ -75,6 +78,7 @@ class ActivationCodes(nn.Module):
         self.low, self.high, self.scale, self.zero_point = 0.0, 0.0, 1.0, 0
         self.observer: Observe | None = None
         self.redundant = False
+        self.learned: tuple[LearnedSpan, ...] = ()
 
     def span(self, low: float, high: float) -> None:
         """Let the codes span [low, high], low ≤ 0 ≤ high."""
@@ -88,7 +92,12 @@ class ActivationCodes(nn.Module):
             return x
         if self.redundant:
             return x
+        for learned in self.learned:
+            self.span(*learned.bounds())
         least = -127 if self.symmetric else -128 - self.zero_point
+        for learned in self.learned:
+            y: Tensor = LearnedRound.apply(x, learned.shifts, self.scale, least, 127 - self.zero_point)
+            return y
         rounded: Tensor = _Round.apply(x, self.scale, least, 127 - self.zero_point)
         return rounded
 
@@ -227,8 +236,26 @@ def activation_points(model: nn.Module) -> list[ActivationCodes]:
     return [module for module in model.modules() if isinstance(module, ActivationCodes)]
 
 
+def learn_ranges(model: nn.Module) -> None:
+    """Let the ranges of a calibrated net be trained with its weights, in place.
+
+    Those who hold one tensor, or tensors that one operator wants in the same codes, have equal ranges from calibration
+    and go on together.
+    """
+    spans: dict[tuple[float, float, bool], LearnedSpan] = {}
+    for codes in activation_points(model):
+        key = (codes.low, codes.high, codes.symmetric)
+        if key not in spans:
+            spans[key] = LearnedSpan(codes.low, codes.high, symmetric=codes.symmetric)
+        codes.learned = (spans[key],)
+    model.add_module("learned_ranges", nn.ModuleList(spans.values()))
+
+
 def record_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
     """Return what every activation's codes span, by name."""
+    for codes in activation_points(model):
+        for learned in codes.learned:
+            codes.span(*learned.bounds())
     return {codes.name: (codes.low, codes.high) for codes in activation_points(model)}
 
 
@@ -248,19 +275,28 @@ def set_ranges(model: nn.Module, ranges: dict[str, tuple[float, float]]) -> None
 def without_codes(model: nn.Module) -> None:
     """Take the codes of weights, inputs and outputs out of `model`, in place; the exact weights stay."""
     for module in list(model.modules()):
-        if isinstance(module, CodedLinear | CodedConv2d):
-            codes = module.weight_codes
-            codes.rounded = False
-            module.weight.copy_(codes(module.weight))
-            if module.bias is not None:
-                module.bias.copy_(cast(Tensor, codes.bias(module.bias)))
-            del module._modules["weight_codes"]
-            _plain_again(module)
-        for kind, hooks in (("input_codes", module._forward_pre_hooks), ("output_codes", module._forward_hooks)):
-            if kind in module._modules:
-                del module._modules[kind]
-                hooks.clear()
+        plain_layer(module)
+        take_out(module)
+    model._modules.pop("learned_ranges", None)
 
 
-def _plain_again(layer: nn.Module) -> None:
+def take_out(module: nn.Module) -> None:
+    """Take the codes of its inputs and outputs out of `module`."""
+    for kind, hooks in (("input_codes", module._forward_pre_hooks), ("output_codes", module._forward_hooks)):
+        if kind in module._modules:
+            del module._modules[kind]
+            hooks.clear()
+
+
+@torch.no_grad()
+def plain_layer(layer: nn.Module) -> None:
+    """Let a layer compute with its exact weights again, centred ones where they were; others stay as they are."""
+    if not isinstance(layer, CodedLinear | CodedConv2d):
+        return
+    codes = layer.weight_codes
+    codes.rounded = False
+    layer.weight.copy_(codes(layer.weight))
+    if layer.bias is not None:
+        layer.bias.copy_(cast(Tensor, codes.bias(layer.bias)))
+    del layer._modules["weight_codes"]
     layer.__class__ = next(plain for plain, coded in _CODED.items() if coded is type(layer))

@@ -12,7 +12,7 @@ import yaml
 
 from edgekit.compress.distill.config import DistillConfig
 from edgekit.compress.recipe import FitConfig, Recipe, validate
-from edgekit.compress.slim.simulate import PUT_IN, Runtime
+from edgekit.compress.slim.simulate import PUT_IN, Precision, Runtime
 from edgekit.errors import LoadError, UsageError, did_you_mean
 
 Guide = Literal["self", "teacher", "both"]
@@ -28,11 +28,32 @@ class QatConfig:
     Attributes:
         runtime: whose int8 file is simulated. LiteRT's holds all that ONNX Runtime's does in 8 bits, and more, but what
             weights learn to make up for one set of roundings is noise to the other.
+        precision: of that file, as `edgekit export` names it. In LiteRT's "mixed" the convolutions that cost most
+            accuracy stay float.
         calibration_images: training pictures that set the ranges, chosen as `edgekit export` chooses them.
+        learn_ranges: train the ranges with the weights; else they stay as calibration sets them.
     """
 
     runtime: Runtime = "tflite"
+    precision: Precision = "int8"
     calibration_images: int = 256
+    learn_ranges: bool = True
+
+    def check(self) -> None:
+        """Refuse a runtime or a precision that there is not.
+
+        Raises:
+            UsageError: naming what is allowed.
+        """
+        if self.runtime not in PUT_IN:
+            raise UsageError(f"--runtime '{self.runtime}' is not known; {did_you_mean(self.runtime, PUT_IN)}")
+        if self.precision not in get_args(Precision):
+            known = did_you_mean(self.precision, get_args(Precision))
+            raise UsageError(f"--precision '{self.precision}' cannot be trained for; {known}")
+        if self.precision == "mixed" and self.runtime != "tflite":
+            raise UsageError(
+                f"--precision mixed is trained for with --runtime tflite, not {self.runtime}; leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,8 +83,8 @@ class CompressConfig:
             UsageError: nothing or two things to do, or a value out of range.
         """
         refuse_tasks(self.qat, self.prune)
-        if self.qat is not None and self.qat.runtime not in PUT_IN:
-            raise UsageError(f"--runtime '{self.qat.runtime}' is not known; {did_you_mean(self.qat.runtime, PUT_IN)}")
+        if self.qat is not None:
+            self.qat.check()
         if self.training.frames > 1:
             raise UsageError(f"{self.run} is a student of clips; `edgekit compress` is for students of pictures")
 

@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from edgekit.compress.slim.calibrate import calibrate
-from edgekit.compress.slim.codes import record_ranges, without_codes
+from edgekit.compress.slim.codes import learn_ranges, record_ranges, without_codes
 from edgekit.compress.slim.config import QatConfig
 from edgekit.compress.slim.folding import folded, write_back
+from edgekit.compress.slim.kept_float import leave_float, worst_convolutions
 from edgekit.compress.slim.simulate import simulate
 from edgekit.data import ImageDataset
 from edgekit.errors import UsageError
+from edgekit.export.choice.sensitivity import SENSITIVITY_IMAGES
 from edgekit.export.export_pictures import spread
 from edgekit.export.session import FloatArray
 from edgekit.models.student import Student
@@ -28,12 +32,14 @@ class Prepared8Bit:
     """A student ready for quantization-aware training.
 
     Attributes:
-        student: folded, with fake quantization, its ranges set and held.
+        student: folded, with fake quantization, its ranges set.
         facts: what was done, for run.json.
+        float_layers: units that stay float.
     """
 
     student: Student
     facts: Mapping[str, Any]
+    float_layers: tuple[str, ...] = ()
 
 
 def with_fake_quantization(student: Student, dataset: ImageDataset | ShardDataset, config: QatConfig) -> Prepared8Bit:
@@ -54,9 +60,22 @@ def with_fake_quantization(student: Student, dataset: ImageDataset | ShardDatase
             yield pictures[at : at + BATCH]
 
     calibrate(model, batches)
+    float_layers: tuple[str, ...] = ()
+    if config.precision == "mixed":
+        float_layers = worst_convolutions(model, torch.from_numpy(pictures[:SENSITIVITY_IMAGES]))
+        leave_float(model, float_layers)
     ranges = {name: [round(low, 6), round(high, 6)] for name, (low, high) in record_ranges(model).items()}
-    facts = {"runtime": config.runtime, "calibration": [sample.key for sample in chosen], "ranges": ranges}
-    return Prepared8Bit(model, facts)
+    if config.learn_ranges:
+        learn_ranges(model)
+    facts = {
+        "runtime": config.runtime,
+        "precision": config.precision,
+        "calibration": [sample.key for sample in chosen],
+        "ranges": ranges,
+        "ranges_learned": config.learn_ranges,
+        "float_layers": float_layers,
+    }
+    return Prepared8Bit(model, facts, float_layers)
 
 
 def finished(model: Student, student: Student) -> Student:

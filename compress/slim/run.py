@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,35 +18,19 @@ from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.slim.config import CompressConfig
 from edgekit.compress.slim.prune import without_least
 from edgekit.compress.slim.qat import finished, with_fake_quantization
-from edgekit.compress.slim.task import Finish, RecoverTask
+from edgekit.compress.slim.record import trained_codes
+from edgekit.compress.slim.task import Changed, RecoverTask
 from edgekit.compress.training.loop import FitResult, fit, pick_device
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.compress.training.run_lock import locked
 from edgekit.compress.training.start import Start, begin, go_on, look
 from edgekit.errors import LoadError, UsageError
+from edgekit.export.calibration.trained import TRAINED
+from edgekit.listing import name_some
 from edgekit.models.checkpoint import load_student
 from edgekit.models.student import Student
 from edgekit.models.teacher_record import TEACHER_FILE
 from edgekit.terminal import Terminal, human_count, percent
-
-
-@dataclass(frozen=True)
-class Changed:
-    """A student that was changed and is to recover.
-
-    Attributes:
-        model: what is trained.
-        before: the student that it was.
-        finish: from `model` to the plain student that is saved.
-        metric: which the best checkpoint maximises.
-        facts: what was done, for run.json.
-    """
-
-    model: Student
-    before: Student
-    finish: Finish
-    metric: str
-    facts: Mapping[str, Any]
 
 
 def compress(
@@ -94,12 +77,19 @@ def change(config: CompressConfig, student: Student, prepared: Prepared, termina
     """Return the student as it is before the first step of recovering."""
     if config.qat is not None:
         ready = with_fake_quantization(student, prepared.dataset, config.qat)
+        qat, layers = config.qat, ready.float_layers
         terminal.say(
-            f"8 bits   as in the int8 file for {config.qat.runtime}: {len(ready.facts['ranges'])} activations, ranges "
-            f"from {len(ready.facts['calibration'])} training pictures"
+            f"8 bits   as in the {qat.precision} file for {qat.runtime}: {len(ready.facts['ranges'])} activations, "
+            f"ranges from {len(ready.facts['calibration'])} training pictures"
+            + (", then learned" if qat.learn_ranges else "")
+            + (f"; {name_some(layers)} stay float" if layers else "")
         )
+
+        def kept(model: Student) -> Mapping[str, Any]:
+            return {TRAINED: trained_codes(model, qat, layers).to_dict()}
+
         facts = {"qat": dict(ready.facts)}
-        return Changed(ready.student, student, lambda model: finished(model, student), "fidelity_db", facts)
+        return Changed(ready.student, student, lambda model: finished(model, student), "fidelity_db", facts, kept)
     assert config.prune is not None, "`check` lets one of the two pass"
     smaller = without_least(student, config.prune, prepared.data.source.batches(1, torch.device("cpu")))
     before, after = describe_student(student), describe_student(smaller)
@@ -115,7 +105,7 @@ def change(config: CompressConfig, student: Student, prepared: Prepared, termina
 def recover_task(config: CompressConfig, changed: Changed, prepared: Prepared) -> RecoverTask:
     """Return the task that trains the changed student."""
     inner = DistillTask(changed.model, config.training.recipe, prepared.data)
-    return RecoverTask(changed.model, changed.before, inner, config.guide, changed.finish, changed.metric)
+    return RecoverTask(changed, inner, config.guide)
 
 
 def _open(

@@ -43,6 +43,7 @@ from edgekit.models.int8_student import Int8MobileVitBlock, Residual
 from edgekit.models.student import Student
 
 Runtime = Literal["tflite", "onnx", "coreml"]
+Precision = Literal["int8", "mixed"]
 
 
 class CodedCore(BmmCore):
@@ -88,7 +89,7 @@ def _for_tflite(student: Student) -> None:
             code_weights(module)
         elif isinstance(module, ConvAct) and id(module) not in coded_by_core:
             _code_output_of(module, name)
-        elif _is_residual(module):
+        elif is_residual(module):
             code_output(cast(nn.Module, module.act), ActivationCodes(f"{name}.sum"))
         elif isinstance(module, Residual):
             code_output(module, ActivationCodes(f"{name}.sum"))
@@ -164,7 +165,7 @@ def _for_onnx(student: Student) -> None:
         code_output(ends[conv], ActivationCodes(f"{name}.out"))
     for name, module in list(student.backbone.named_modules()):
         first = coded.get(f"{name}.conv1_1x1.conv".lstrip("."), coded.get(f"{name}.conv_kxk.conv"))
-        if first is not None and (_is_residual(module) or isinstance(module, TokenMobileVitBlock | Int8MobileVitBlock)):
+        if first is not None and (is_residual(module) or isinstance(module, TokenMobileVitBlock | Int8MobileVitBlock)):
             # what goes past the first convolution to a sum or a concatenation is rounded as for the convolution
             code_input(module, cast(nn.Module, first.input_codes))
         elif isinstance(module, Residual):
@@ -199,7 +200,12 @@ def _ends(student: Student) -> dict[nn.Module, nn.Module]:
     """Return by layer what its output is coded after: the ReLU that clamps it, or itself."""
     modules = list(student.backbone.modules())
     layers = {module: module for module in modules if isinstance(module, nn.Conv2d | nn.Linear)}
-    return layers | {unit.conv: unit.act for unit in modules if isinstance(unit, ConvAct) and _is_clamp(unit.act)}
+    return layers | {unit.conv: end_of(unit) for unit in modules if isinstance(unit, ConvAct)}
+
+
+def end_of(unit: ConvAct) -> nn.Module:
+    """Return after what the output of a unit's convolution is coded: the ReLU that clamps it, or itself."""
+    return unit.act if _is_clamp(unit.act) else unit.conv
 
 
 def _is_clamp(act: nn.Module) -> bool:
@@ -218,7 +224,7 @@ def _writes_stream(backbone: nn.Module, name: str) -> bool:
     return inside and name.endswith((".project_in", ".attention.proj", ".fc2"))
 
 
-def _is_residual(module: nn.Module) -> bool:
+def is_residual(module: nn.Module) -> bool:
     """Return whether a module is a timm bottleneck that adds its input to its result, `act` being what comes after."""
     return getattr(module, "shortcut", None) is not None and isinstance(getattr(module, "act", None), nn.Module)
 

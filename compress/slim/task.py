@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,31 @@ Finish = Callable[[Student], Student]
 """From the student in training to the plain one that is saved; the former is not changed."""
 
 
+def _nothing(model: Student) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A student that was changed and is to recover.
+
+    Attributes:
+        model: what is trained.
+        before: the student that it was.
+        finish: from `model` to the plain student that is saved.
+        metric: which the best checkpoint maximises.
+        facts: what was done, for run.json.
+        kept: from `model` to what its checkpoint says beside the weights, JSON-ready.
+    """
+
+    model: Student
+    before: Student
+    finish: Finish
+    metric: str
+    facts: Mapping[str, Any]
+    kept: Callable[[Student], Mapping[str, Any]] = _nothing
+
+
 class RecoverTask:
     """Train a changed student against the student that it was, its teacher, or both.
 
@@ -39,12 +65,11 @@ class RecoverTask:
 
     checkpoint_name = STUDENT_FILE
 
-    def __init__(
-        self, model: Student, before: Student, distill: DistillTask, guide: Guide, finish: Finish, metric: str
-    ) -> None:
-        self.model: nn.Module = model
-        self.before = before.eval().requires_grad_(False)
-        self.distill, self.guide, self.finish, self.metric = distill, guide, finish, metric
+    def __init__(self, changed: Changed, distill: DistillTask, guide: Guide) -> None:
+        self.changed, self.metric = changed, changed.metric
+        self.model: nn.Module = changed.model
+        self.before = changed.before.eval().requires_grad_(False)
+        self.distill, self.guide = distill, guide
         self._said: Tensor | None = None
 
     @property
@@ -97,7 +122,7 @@ class RecoverTask:
     def save(self, path: Path, model: nn.Module) -> None:
         """Write the checkpoint of the plain student."""
         assert isinstance(model, Student)
-        save_student(path, self.finish(model))
+        save_student(path, self.changed.finish(model), extra=self.changed.kept(model))
 
 
 class _Keeping(nn.Module):

@@ -12,7 +12,7 @@ from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_opt
 from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
-    from edgekit.compress.slim.config import CompressConfig
+    from edgekit.compress.slim.config import CompressConfig, QatConfig
 
 _FIT_FIELDS = ("epochs", "batch_size", "lr", "seed", "device")
 
@@ -31,6 +31,18 @@ _FIT_FIELDS = ("epochs", "batch_size", "lr", "seed", "device")
     default="tflite",
     show_default=True,
     help="With --qat: whose 8-bit file is simulated: tflite, onnx, coreml (w8a8); others' files gain less, or nothing.",
+)
+@click.option(
+    "--precision",
+    default="int8",
+    show_default=True,
+    help="With --qat: of the file that is simulated, to be exported with the same: int8 (Core ML: w8a8), or mixed "
+    "(tflite: the convolutions that cost most accuracy stay float).",
+)
+@click.option(
+    "--hold-ranges",
+    is_flag=True,
+    help="With --qat: keep the ranges of activations as calibration sets them, in place of training them, too.",
 )
 @click.option(
     "--guide",
@@ -72,12 +84,22 @@ def compress(**options: Any) -> None:
 
 def _config(options: dict[str, Any]) -> CompressConfig:
     """Return what the options ask for."""
-    from edgekit.compress.slim.config import CompressConfig, QatConfig, guide_named, recovery, refuse_tasks, training_of
+    from edgekit.compress.slim.config import CompressConfig, guide_named, recovery, refuse_tasks, training_of
 
-    qat = QatConfig(options["runtime"], options["calibration_images"]) if options["qat"] else None
+    qat = _qat(options) if options["qat"] else None
     refuse_tasks(qat, options["prune"])
     run, output = Path(options["run"]), Path(options["output"])
     given = {name: options[name] for name in (*_FIT_FIELDS, *GUARD_FIELDS) if options[name] is not None}
     guide = guide_named(options["guide"] or ("self" if qat is not None else "both"))
     training = training_of(run, options["data"], output, recovery(run, given, qat=qat is not None), guide)
     return CompressConfig(run, output, training, guide, qat, options["prune"])
+
+
+def _qat(options: dict[str, Any]) -> QatConfig:
+    from edgekit.compress.slim.config import QatConfig
+
+    asked = QatConfig(
+        options["runtime"], options["precision"], options["calibration_images"], learn_ranges=not options["hold_ranges"]
+    )
+    asked.check()
+    return asked

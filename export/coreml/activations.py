@@ -7,17 +7,21 @@ fed by the interpreter, which runs the same program on any machine.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekit.errors import LoadError, UsageError
+from edgekit.export.calibration.measured import CANDIDATES, MEASURED_IMAGES, Ranges, first_images, nearest_ranges
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.calibration.statistics import Histograms, Observe, collect
+from edgekit.export.calibration.trained import TrainedCodes
 from edgekit.export.coreml.convert import coremltools_module, save_package
+from edgekit.export.coreml.measured import TriedRanges
 from edgekit.export.mil.interpreter import MilProgram
 from edgekit.export.mil.program import Operation
 from edgekit.export.quiet import quiet
@@ -41,15 +45,17 @@ class ActivationConfig:
     """Which activations are coded, and how their ranges are chosen.
 
     Attributes:
-        ranges: from histograms to ranges.
+        ranges: from histograms to ranges; None tries some ways on calibration images.
         operations: types of operations whose inputs and outputs are coded, of `CODED`. Sums cost more than they bring:
             residual sums of tokens, which norms read, would be rounded.
         heads: code the linear layers that read one row, too.
+        trained: ranges that the weights were trained with, for this file.
     """
 
-    ranges: RangeConfig = field(default_factory=RangeConfig)
+    ranges: RangeConfig | None = None
     operations: tuple[str, ...] = ("conv", "linear")
     heads: bool = False
+    trained: TrainedCodes | None = None
 
 
 @dataclass(frozen=True)
@@ -90,15 +96,43 @@ def quantize_activations(
     coded = [op for op in program.operations if op.type in config.operations and _is_coded(op, program, config)]
     if not coded:
         raise UsageError(f"{float_package.name} has no {' or '.join(config.operations)} to quantize; use w8 or fp16")
-    statistics = collect(_runner(program, _tensors(coded, program)), batches)
-    ranges = statistics.ranges(config.ranges)
-    for name in _silu_inputs(program):
-        if name in ranges:
-            ranges[name] = (max(ranges[name][0], SILU_FLOOR), ranges[name][1])
-    with quiet(), np.errstate(divide="ignore", invalid="ignore"):
-        save_package(_insert(float_package, [op.outputs[0][0] for op in coded], ranges), out)
+    run = _runner(program, _tensors(coded, program))
+    statistics = collect(run, batches)
+    names = [op.outputs[0][0] for op in coded]
+    if config.trained is not None:
+        size = next(iter(program.inputs.values())).shape[2] or 0
+        ranges = statistics.ranges(config.ranges) | config.trained.ranges_in(run, size)
+        _write(float_package, names, _floored(program, ranges), out)
+    elif config.ranges is not None:
+        _write(float_package, names, _floored(program, statistics.ranges(config.ranges)), out)
+    else:
+        _write_nearest(float_package, names, statistics, batches, out)
     counts = {kind: sum(op.type == kind for op in coded) for kind in config.operations}
     return ActivationReport(counts, statistics)
+
+
+def _floored(program: MilProgram, ranges: Ranges) -> Ranges:
+    """Return ranges that spend no code where a SiLU is flat."""
+    floors = {
+        name: (max(ranges[name][0], SILU_FLOOR), ranges[name][1]) for name in _silu_inputs(program) if name in ranges
+    }
+    return {**ranges, **floors}
+
+
+def _write(float_package: Path, coded: list[str], ranges: Ranges, out: Path) -> None:
+    with quiet(), np.errstate(divide="ignore", invalid="ignore"):
+        save_package(_insert(float_package, coded, ranges), out)
+
+
+def _write_nearest(float_package: Path, coded: list[str], statistics: Histograms, batches: Batches, out: Path) -> None:
+    """Write the package with those ranges with which it is nearest to the float one on calibration images."""
+    program = MilProgram.load(float_package)
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "first.mlpackage"
+        _write(float_package, coded, _floored(program, statistics.ranges(CANDIDATES[0])), first)
+        tried = TriedRanges(first, float_package, first_images(batches, MEASURED_IMAGES))
+        ranges = nearest_ranges(statistics, lambda ranges: tried.noise(_floored(program, ranges)))
+    _write(float_package, coded, _floored(program, ranges), out)
 
 
 def _is_coded(op: Operation, program: MilProgram, config: ActivationConfig) -> bool:

@@ -16,6 +16,7 @@ from edgekit.errors import MissingExtraError, UsageError
 from edgekit.export.calibration.measured import MEASURED_IMAGES, nearest_ranges, noise_share
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.calibration.statistics import Histograms, Observe, Run, collect
+from edgekit.export.calibration.trained import TrainedCodes
 from edgekit.export.choice.sensitivity import SENSITIVITY_IMAGES, worst_layers
 from edgekit.export.onnx.convert import save_onnx
 from edgekit.export.onnx.graph import OnnxGraph, attribute, of_kind
@@ -39,6 +40,7 @@ class Int8Config:
         attention_tokens: quantize the two products of attentions over at least this many tokens whose heads are at
             least `onnx_surgery.MIN_HEAD_DIM` wide; 0 for none.
         mixed: keep the layers float that cost most accuracy, as measured on calibration images; see `worst_layers`.
+        trained: ranges that the weights were trained with, for this file.
     """
 
     ranges: RangeConfig | None = None
@@ -46,6 +48,7 @@ class Int8Config:
     float_layers: tuple[str, ...] = ()
     attention_tokens: int = 128
     mixed: bool = False
+    trained: TrainedCodes | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,14 @@ def quantize_onnx(
             f"{float_path.name} has no layer that gains from 8 bits: {len(left)} stay float, none is left. "
             "Export it as fp16 or fp32, or lower `thin_channels`"
         )
-    statistics = collect(activation_runner(graph, activations_of(graph, layers, products)), batches)
+    activations = activation_runner(graph, activations_of(graph, layers, products))
+    statistics = collect(activations, batches)
     plan = _Plan(layers, weights, left, products)
-    ranges = statistics.ranges(config.ranges) if config.ranges else _measured(graph, plan, statistics, batches)
+    if config.trained is not None:
+        size = graph.model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+        ranges = statistics.ranges(config.ranges) | config.trained.ranges_in(activations, size)
+    else:
+        ranges = statistics.ranges(config.ranges) if config.ranges else _measured(graph, plan, statistics, batches)
     ranges |= _pixels(graph)
     counts = Counter(node.op_type for node in graph.nodes if node.name in layers)
     counts.update({"MatMul": len(products)} if products else {})

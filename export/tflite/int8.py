@@ -15,6 +15,7 @@ import numpy as np
 from edgekit.errors import MissingExtraError, UsageError
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.calibration.statistics import Histograms, collect
+from edgekit.export.calibration.trained import TrainedCodes
 from edgekit.export.chatter import native_output_captured
 from edgekit.export.session import FloatArray
 from edgekit.export.tflite.attention import split_attention
@@ -23,6 +24,7 @@ from edgekit.export.tflite.plan import WEIGHTED, plan_static
 from edgekit.export.tflite.repair import FloatSource, correct_heads, measured_ranges, worst_operators
 from edgekit.export.tflite.run import tensor_runner
 from edgekit.export.tflite.session import PartitionReport, partitions
+from edgekit.export.tflite.trained import trained_source
 
 TfliteMode = Literal["static", "mixed", "dynamic", "weight-only", "naive"]
 Batches = Callable[[], Iterable[FloatArray]]
@@ -46,6 +48,7 @@ class TfliteQuantConfig:
         keep_float: numbers of operators of the float file that stay float; for "static" and "mixed".
         repair: shift the biases of the heads by what quantization moves their outputs, on calibration images.
         threads: threads for running the calibration images.
+        trained: ranges, and with "mixed" layers to leave float, that the weights were trained with; for this file.
     """
 
     mode: TfliteMode = "static"
@@ -53,6 +56,7 @@ class TfliteQuantConfig:
     keep_float: frozenset[int] = frozenset()
     repair: bool = True
     threads: int = 1
+    trained: TrainedCodes | None = None
 
 
 @dataclass(frozen=True)
@@ -156,23 +160,33 @@ def _static(
         else calibrate_tflite(float_path, calibration, threads=config.threads)
     )
     images = None if isinstance(calibration, Histograms) else calibration
-    if images is None or config.ranges is not None:
-        ranges = statistics.ranges(config.ranges)
-    else:
-        ranges = measured_ranges(statistics, float_path, images, config.keep_float, config.threads)
-    source = FloatSource(float_path, ranges, config.threads)
-    keep_float = config.keep_float
-    if config.mode == "mixed":
-        if images is None:
-            raise UsageError("mixed INT8 measures its layers on calibration images; statistics alone do not do.")
-        keep_float |= worst_operators(source, images)
+    source, keep_float = _source(float_path, statistics, images, config)
     graph, plan = source.quantized(keep_float)
-    if images is not None and config.repair:
+    if images is not None and config.repair and config.trained is None:
         correct_heads(source, graph, plan, images)
     split_attention(graph)
     graph.compact()
     graph.write(out)
     return statistics
+
+
+def _source(
+    float_path: Path, statistics: Histograms, images: Batches | None, config: TfliteQuantConfig
+) -> tuple[FloatSource, frozenset[int]]:
+    """Return the float file with its ranges, and the operators that stay float."""
+    if config.trained is not None:
+        source, left = trained_source(float_path, statistics.ranges(config.ranges), config.trained, config.threads)
+        return source, config.keep_float | left
+    if images is None or config.ranges is not None:
+        ranges = statistics.ranges(config.ranges)
+    else:
+        ranges = measured_ranges(statistics, float_path, images, config.keep_float, config.threads)
+    source = FloatSource(float_path, ranges, config.threads)
+    if config.mode != "mixed":
+        return source, config.keep_float
+    if images is None:
+        raise UsageError("mixed INT8 measures its layers on calibration images; statistics alone do not do.")
+    return source, config.keep_float | worst_operators(source, images)
 
 
 def _with_ai_edge_quantizer(

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from edgekit.errors import DataError, UsageError
 from edgekit.export.audit.audit import audit, check_precision
+from edgekit.export.calibration.measured import CANDIDATES
+from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.coreml.activations import ActivationConfig, quantize_activations
 from edgekit.export.coreml.convert import export_coreml
+from edgekit.export.coreml.measured import TriedRanges, with_ranges
 from edgekit.export.mil.interpreter import MilProgram, MilSession
+from edgekit.export.mil.package import read_package
 from edgekit.export.mil.program import Constant
 from edgekit.export.parity import snr_db
 from edgekit.export.runtimes import size_bytes
@@ -87,6 +91,34 @@ def test_no_code_is_spent_where_a_silu_is_flat(package: Path, tmp_path: Path) ->
             )
             lowest.append(float(scale.ravel()[0]) * (-128 - float(zero.ravel()[0])))
     assert lowest and min(lowest) > SILU_FLOOR * 1.02
+
+
+def test_ranges_are_tried_without_converting(package: Path, tmp_path: Path) -> None:
+    """The numbers that are put in place of a package's are those that a conversion would have written."""
+    files = []
+    for config in (RangeConfig(), RangeConfig(method="minmax")):
+        files.append(tmp_path / f"{config.method}.mlpackage")
+        report = quantize_activations(package, files[-1], batches, ActivationConfig(ranges=config))
+    wide = report.statistics.ranges(RangeConfig(method="minmax"))
+    silus = {name for op in MilProgram.load(package).operations if op.type == "silu" for name in op.inputs["x"]}
+    wide |= {name: (max(wide[name][0], SILU_FLOOR), wide[name][1]) for name in silus & wide.keys()}
+    tried = MilProgram(with_ranges(read_package(files[0]), wide))
+    feeds = {"image": np.rint(IMAGES[:1] * 255)}
+    want, have, other = (
+        program.run(feeds)["logits"] for program in (MilProgram.load(files[1]), tried, MilProgram.load(files[0]))
+    )
+    np.testing.assert_array_equal(have, want)
+    assert not np.array_equal(other, want)
+
+
+def test_the_nearest_ranges_are_kept(package: Path, tmp_path: Path) -> None:
+    noises = {}
+    for name, config in {"kept": None, **dict(enumerate(CANDIDATES))}.items():
+        out = tmp_path / f"{name}.mlpackage"
+        quantize_activations(package, out, batches, ActivationConfig(ranges=config))
+        noises[name] = TriedRanges(out, package, IMAGES[:16]).noise({})
+    tried = [noises[number] for number in range(len(CANDIDATES))]
+    assert noises["kept"] == min(tried) < max(tried)
 
 
 def test_what_cannot_be_calibrated_leaves_nothing_behind(package: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from edgekit.compress.slim.folding import folded
 from edgekit.compress.slim.simulate import Runtime, simulate
 from edgekit.export.calibration.measured import CANDIDATES, noise_share
 from edgekit.export.calibration.ranges import RangeConfig
-from edgekit.export.coreml.activations import quantize_activations
+from edgekit.export.coreml.activations import ActivationConfig, quantize_activations
 from edgekit.export.coreml.convert import export_coreml
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.mil.interpreter import MilProgram
@@ -45,7 +45,7 @@ def made(plain: Student, runtime: Runtime, folder: Path) -> Path:
         quantize_onnx(base, path, lambda: batches(CALIBRATION), Int8Config(ranges=RANGES))
     elif runtime == "coreml":
         export_coreml(DeployModel(plain), SIZE, base)
-        quantize_activations(base, path, lambda: batches(CALIBRATION))
+        quantize_activations(base, path, lambda: batches(CALIBRATION), ActivationConfig(ranges=RANGES))
     else:
         export_tflite(DeployModel(plain), SIZE, base)
         quantize_tflite(base, path, lambda: batches(CALIBRATION), TfliteQuantConfig(ranges=RANGES, repair=False))

@@ -18,6 +18,7 @@ from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.calibration.statistics import Histograms, Observe, Run, collect
 from edgekit.export.calibration.trained import TrainedCodes
 from edgekit.export.choice.sensitivity import SENSITIVITY_IMAGES, worst_layers
+from edgekit.export.onnx.arrange import arrange
 from edgekit.export.onnx.convert import save_onnx
 from edgekit.export.onnx.graph import OnnxGraph, attribute, of_kind
 from edgekit.export.onnx.qdq import QdqWriter, Range, coded_outputs
@@ -106,7 +107,7 @@ def quantize_onnx(
         )
     activations = activation_runner(graph, activations_of(graph, layers, products))
     statistics = collect(activations, batches)
-    plan = _Plan(layers, weights, left, products)
+    plan = _Plan(layers, weights, left, products, shapes)
     if config.trained is not None:
         size = graph.model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
         ranges = statistics.ranges(config.ranges) | config.trained.ranges_in(activations, size)
@@ -130,6 +131,7 @@ class _Plan:
     weights: set[str]
     left: tuple[str, ...]
     products: list[Product]
+    shapes: Shapes
 
     def without(self, layers: set[str]) -> _Plan:
         """Return the plan that leaves some more layers float."""
@@ -138,6 +140,7 @@ class _Plan:
     def write(self, graph: OnnxGraph, ranges: Mapping[str, Range]) -> None:
         """Quantize `graph` in place."""
         QdqWriter(graph, ranges).write(self.layers, self.weights, self.left, self.products)
+        arrange(graph, self.shapes)
 
 
 def _pixels(graph: OnnxGraph) -> dict[str, Range]:

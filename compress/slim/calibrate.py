@@ -71,21 +71,27 @@ def outputs(student: Student, images: Tensor) -> list[Values]:
 
 
 def _statistics(student: Student, batches: Callable[[], Iterable[FloatArray]]) -> Histograms:
-    """Take the statistics of all activations in float, and note which codes see a tensor that others saw before."""
+    """Take the statistics of all activations in float."""
 
     def run(images: FloatArray, observe: Observe) -> None:
-        # the tensors stay alive, so that no id comes twice; an activation in place makes another version of one
-        seen: dict[tuple[int, int], tuple[ActivationCodes, Tensor]] = {}
-
-        def look(codes: ActivationCodes, x: Tensor) -> None:
-            first, _ = seen.setdefault((id(x), x._version), (codes, x))
-            codes.redundant = first is not codes and first.symmetric == codes.symmetric
-            observe(codes.name, x.cpu().numpy())
-
-        with torch.no_grad(), unrounded(student, look):
-            student.from_frames(torch.from_numpy(images))
+        note_redundant(student, torch.from_numpy(images), lambda codes, x: observe(codes.name, x.cpu().numpy()))
 
     return collect(run, batches)
+
+
+@torch.no_grad()
+def note_redundant(student: Student, images: Tensor, observe: ObserveCodes = lambda codes, x: None) -> None:
+    """Note which codes see a tensor that others saw before, for images (N, 3, H, W); show all that pass."""
+    # the tensors stay alive, so that no id comes twice; an activation in place makes another version of one
+    seen: dict[tuple[int, int], tuple[ActivationCodes, Tensor]] = {}
+
+    def look(codes: ActivationCodes, x: Tensor) -> None:
+        first, _ = seen.setdefault((id(x), x._version), (codes, x))
+        codes.redundant = first is not codes and first.symmetric == codes.symmetric
+        observe(codes, x)
+
+    with unrounded(student, look):
+        student.from_frames(images)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

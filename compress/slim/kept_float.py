@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from edgekit.compress.slim.calibrate import outputs, unrounded
+from edgekit.compress.slim.calibrate import note_redundant, outputs, unrounded
 from edgekit.compress.slim.codes import ActivationCodes, CodedConv2d, CodedSiLU, WeightCodes, plain_layer, take_out
 from edgekit.compress.slim.simulate import is_residual
 from edgekit.export.calibration.measured import noise_share
@@ -42,7 +43,8 @@ def worst_convolutions(student: Student, images: Tensor) -> tuple[str, ...]:
 def leave_float(student: Student, names: Sequence[str]) -> None:
     """Take the codes out of some units of a student simulated for LiteRT, and out of what follows from them; in place.
 
-    A sum is in 8 bits only if both that are added are, as in `edgekit.export.tflite.plan`.
+    A sum is in 8 bits only if both that are added are, as in `edgekit.export.tflite.plan`. What reads a tensor that is
+    float now rounds it itself.
     """
     units = _units(student)
     kept = {id(units[name]) for name in names}
@@ -53,6 +55,7 @@ def leave_float(student: Student, names: Sequence[str]) -> None:
         if isinstance(unit.act, CodedSiLU):
             unit.act = nn.SiLU()
     _follow(student.backbone, kept, True)
+    note_redundant(student, torch.zeros(1, *student.spec.input_shape))
 
 
 def _units(student: Student) -> dict[str, ConvAct]:

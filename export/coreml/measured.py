@@ -18,7 +18,6 @@ from edgekit.export.mil.interpreter import MilProgram
 from edgekit.export.mil.package import Package, read_package
 from edgekit.export.mil.program import Constant, Operation, Program, TensorType
 from edgekit.export.session import FloatArray
-from edgekit.export.tflite.static import activation_codes
 
 
 class TriedRanges:
@@ -42,8 +41,7 @@ class TriedRanges:
 def with_ranges(package: Package, ranges: Mapping[str, tuple[float, float]]) -> Package:
     """Return a package whose activations' codes span other ranges, by the names of the tensors that are coded.
 
-    Codes are those of coremltools 9.0: int8, the scale rounded to float16 where the tensor is. What `ranges` does not
-    name stays.
+    What `ranges` does not name stays.
     """
     program = package.program
     codes: dict[str, dict[str, tuple[Constant]]] = {}
@@ -61,13 +59,17 @@ def with_ranges(package: Package, ranges: Mapping[str, tuple[float, float]]) -> 
 
 
 def _codes(program: Program, operation: Operation, bounds: tuple[float, float]) -> dict[str, tuple[Constant]]:
-    """Return the parameters `scale` and `zero_point` that span some bounds, of the types they have."""
-    scale, zero_point = activation_codes(*bounds, symmetric=False)
+    """Return the parameters `scale` and `zero_point` that span some bounds, as coremltools 9.0 computes them: all of it
+    in float16, so that a scale is off by up to a thousandth (`coremltools.optimize._utils`)."""
+    low, high = np.asarray(bounds, np.float16)
+    scale = (high - low) / np.float16(255)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond ±511 it overflows there, and is worthless here, too
+        zero_point = np.round((np.float16(-128) * high - np.float16(127) * low) / (high - low))
+    whole = np.clip(np.nan_to_num(zero_point), -128, 127).astype(np.int8)
     half = _type(program, operation, "scale").dtype == "fp16"
-    kept = np.float16(scale) if half else np.float32(scale)
     return {
-        "scale": (_constant(np.asarray(kept), "fp16" if half else "fp32"),),
-        "zero_point": (_constant(np.asarray(zero_point, np.int8), "int8"),),
+        "scale": (_constant(np.asarray(scale, np.float16 if half else np.float32), "fp16" if half else "fp32"),),
+        "zero_point": (_constant(np.asarray(whole), "int8"),),
     }
 
 

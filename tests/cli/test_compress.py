@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgekit.cli.main import run
 from edgekit.compress.pictures.source import Batch
 from edgekit.compress.slim.task import RecoverTask
+from edgekit.export.calibration.trained import read_trained
 from edgekit.models.checkpoint import load_student
 from tests.cli.commands_for_tests import ALONE, draw_colours, refused
 
@@ -51,7 +52,11 @@ def test_qat_leaves_a_run_that_is_exported(distilled: Path, tmp_path: Path, caps
     out = tmp_path / "qat"
     result = compress(capsys, distilled, "--qat", "--epochs", 1, "--calibration-images", 12, "-o", out)
     done = result["compress"]["qat"]
-    assert done["runtime"] == "tflite" and len(done["calibration"]) == 12
+    assert done["runtime"] == "tflite" and done["precision"] == "int8" and len(done["calibration"]) == 12
+    trained = read_trained(out)
+    assert trained is not None and (trained.runtime, trained.precision) == ("tflite", "int8")
+    moved = [r for r in trained.ranges if abs(r.high - done["ranges"][r.name][1]) > 1e-5]
+    assert done["ranges_learned"] and {r.name for r in trained.ranges} == set(done["ranges"]) and len(moved) > 50
     assert len(done["ranges"]) > 100 and all(low <= 0 <= high for low, high in done["ranges"].values())
     assert result["summary"]["before"]["self_agreement"] == 1.0
     settings = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
@@ -65,6 +70,21 @@ def test_qat_leaves_a_run_that_is_exported(distilled: Path, tmp_path: Path, caps
     assert code in (0, 1), capsys.readouterr().err  # a net of one epoch may fail the gate of agreement
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["files"][0]["parity"]["agreement"]["value"] == 1.0
+
+
+def test_qat_for_mixed_says_what_stays_float(distilled: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "mixed"
+    given = ("--qat", "--precision", "mixed", "--hold-ranges", "--epochs", 1, "--calibration-images", 12)
+    done = compress(capsys, distilled, *given, "-o", out)["compress"]["qat"]
+    trained = read_trained(out)
+    assert trained is not None and trained.precision == "mixed"
+    assert [name for name, _ in trained.float_layers] == done["float_layers"] and 1 <= len(done["float_layers"]) <= 6
+    assert not done["ranges_learned"]
+    assert all(abs(r.high - done["ranges"][r.name][1]) < 1e-5 for r in trained.ranges)
+    told = refused(capsys, 2, "compress", distilled, *given, "--runtime", "onnx", "-o", tmp_path / "no")
+    assert "--precision mixed is trained for with --runtime tflite, not onnx" in told
+    told = refused(capsys, 2, "compress", distilled, "--qat", "--precision", "fp16", "-o", tmp_path / "no")
+    assert "'fp16' cannot be trained for" in told and "mixed" in told
 
 
 def test_prune_leaves_a_smaller_student(distilled: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, WeightCodes, activation_points, set_ranges
+from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, activation_points, set_ranges
 from edgekit.compress.slim.codes import Observe as ObserveCodes
+from edgekit.compress.slim.weight_codes import WeightCodes
 from edgekit.export.calibration.measured import (
     MEASURED_IMAGES,
     Ranges,
@@ -91,7 +92,7 @@ def note_redundant(student: Student, images: Tensor, observe: ObserveCodes = lam
         observe(codes, x)
 
     with unrounded(student, look):
-        student.from_frames(images)  # type: ignore[no-untyped-call]
+        student.from_frames(images)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.compress.slim.calibrate import note_redundant, outputs, unrounded
-from edgekit.compress.slim.codes import ActivationCodes, CodedConv2d, CodedSiLU, WeightCodes, plain_layer, take_out
+from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, take_out
 from edgekit.compress.slim.simulate import is_residual
+from edgekit.compress.slim.weight_codes import CodedConv2d, WeightCodes, plain_layer
 from edgekit.export.calibration.measured import noise_share
 from edgekit.export.choice.sensitivity import worst_layers
 from edgekit.export.rewrites.layers import ConvAct

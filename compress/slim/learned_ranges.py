@@ -28,20 +28,21 @@ PART = 8
 
 
 class LearnedSpan(nn.Module):
-    """What the codes of some activations span, as low₀ · exp(RATE · a) and high₀ · exp(RATE · b): no end changes sign.
+    """What the codes of some activations span: low₀ · exp(RATE (a − 1)) to high₀ · exp(RATE (b − 1)), so that no end
+    changes sign.
 
     Attributes:
-        shifts: (2,) a and b, or (1,) the one of a symmetric range.
+        shifts: (2,) a and b, or (1,) the one of a symmetric range. From 1 on, as the guard looks at how weights grow.
     """
 
     def __init__(self, low: float, high: float, *, symmetric: bool) -> None:
         super().__init__()
         self.start = (low, high)
-        self.shifts = nn.Parameter(torch.zeros(1 if symmetric else 2))
+        self.shifts = nn.Parameter(torch.ones(1 if symmetric else 2))
 
     def bounds(self) -> tuple[float, float]:
         """Return (low, high) as they are now."""
-        factors = [math.exp(RATE * shift) for shift in self.shifts.tolist()]
+        factors = [math.exp(RATE * (shift - 1)) for shift in self.shifts.tolist()]
         return self.start[0] * factors[0], self.start[1] * factors[-1]
 
 

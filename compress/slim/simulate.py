@@ -25,14 +25,8 @@ import torch
 from timm.layers import ConvMlp, Mlp
 from torch import Tensor, nn
 
-from edgekit.compress.slim.codes import (
-    ActivationCodes,
-    CodedSiLU,
-    RowCodes,
-    code_input,
-    code_output,
-    code_weights,
-)
+from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, RowCodes, code_input, code_output
+from edgekit.compress.slim.weight_codes import code_weights
 from edgekit.export.onnx.int8 import Int8Config
 from edgekit.export.rewrites.layers import BmmCore, ConvAct
 from edgekit.export.rewrites.mobilevit import TokenMobileVitBlock, TokenTransformer

@@ -161,7 +161,7 @@ def probes(image_size: int) -> FloatArray:
     places = np.arange(image_size) * 8 // image_size
     fine = random.random((PROBES, 3, image_size, image_size), np.float32)
     mixed = 0.7 * coarse[:, :, places][:, :, :, places] + 0.3 * fine
-    return (np.rint(mixed * 255) / 255).astype(np.float32)
+    return np.asarray(np.rint(mixed * 255) / 255, np.float32)
 
 
 def _range(low: Any, high: Any) -> tuple[float, float]:

@@ -11,16 +11,14 @@ from torch.nn import functional as F
 
 from edgekit.compress.slim.codes import (
     ActivationCodes,
-    CodedConv2d,
     CodedSiLU,
     RowCodes,
-    WeightCodes,
     code_input,
     code_output,
-    code_weights,
     set_ranges,
     without_codes,
 )
+from edgekit.compress.slim.weight_codes import CodedConv2d, WeightCodes, code_weights
 from edgekit.errors import DataError
 from edgekit.export.tflite.static import quantize_weights
 

@@ -71,8 +71,8 @@ def test_the_gradient_is_that_of_rounding_with_straight_through_steps(
     assert span.shifts.grad is not None
     found = span.shifts.grad * (x.numel() * 127) ** 0.5
 
-    shifts = torch.zeros_like(span.shifts, requires_grad=True)
-    ends = torch.tensor([codes.low, codes.high])[-len(shifts) :] * torch.exp(RATE * shifts)
+    shifts = torch.ones_like(span.shifts, requires_grad=True)
+    ends = torch.tensor([codes.low, codes.high])[-len(shifts) :] * torch.exp(RATE * (shifts - 1))
     step = ends[-1] / 127 if symmetric else (ends[1] - ends[0]) / 255
     least, most = (-ends[0], ends[0]) if symmetric else (ends[0], ends[1])
     # codes are whole: the ends that are spanned are off those asked for by less than half a step

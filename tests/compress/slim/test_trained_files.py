@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.compress.slim.calibrate import calibrate
-from edgekit.compress.slim.codes import CodedConv2d, activation_points, learn_ranges
+from edgekit.compress.slim.codes import activation_points, learn_ranges
 from edgekit.compress.slim.config import QatConfig
 from edgekit.compress.slim.folding import folded
 from edgekit.compress.slim.kept_float import leave_float, worst_convolutions
 from edgekit.compress.slim.record import trained_codes
 from edgekit.compress.slim.simulate import Precision, Runtime, simulate
+from edgekit.compress.slim.weight_codes import CodedConv2d
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.exporters import Conversion, write_file

@@ -13,7 +13,7 @@ from edgekit.errors import DataError, UsageError
 from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.calibration.measured import CANDIDATES
 from edgekit.export.calibration.ranges import RangeConfig
-from edgekit.export.coreml.activations import ActivationConfig, quantize_activations
+from edgekit.export.coreml.activations import ActivationConfig, ActivationReport, quantize_activations
 from edgekit.export.coreml.convert import export_coreml
 from edgekit.export.coreml.measured import TriedRanges, with_ranges
 from edgekit.export.mil.interpreter import MilProgram, MilSession
@@ -93,32 +93,33 @@ def test_no_code_is_spent_where_a_silu_is_flat(package: Path, tmp_path: Path) ->
     assert lowest and min(lowest) > SILU_FLOOR * 1.02
 
 
+def ranges_of(report: ActivationReport, package: Path, config: RangeConfig) -> dict[str, tuple[float, float]]:
+    """Return the ranges that an export would take in one way, floors under SiLUs included."""
+    ranges = report.statistics.ranges(config)
+    silus = {str(name) for op in MilProgram.load(package).operations if op.type == "silu" for name in op.inputs["x"]}
+    return ranges | {name: (max(ranges[name][0], SILU_FLOOR), ranges[name][1]) for name in silus & ranges.keys()}
+
+
 def test_ranges_are_tried_without_converting(package: Path, tmp_path: Path) -> None:
     """The numbers that are put in place of a package's are those that a conversion would have written."""
     files = []
     for config in (RangeConfig(), RangeConfig(method="minmax")):
         files.append(tmp_path / f"{config.method}.mlpackage")
         report = quantize_activations(package, files[-1], batches, ActivationConfig(ranges=config))
-    wide = report.statistics.ranges(RangeConfig(method="minmax"))
-    silus = {name for op in MilProgram.load(package).operations if op.type == "silu" for name in op.inputs["x"]}
-    wide |= {name: (max(wide[name][0], SILU_FLOOR), wide[name][1]) for name in silus & wide.keys()}
-    tried = MilProgram(with_ranges(read_package(files[0]), wide))
+    wide = ranges_of(report, package, RangeConfig(method="minmax"))
     feeds = {"image": np.rint(IMAGES[:1] * 255)}
-    want, have, other = (
-        program.run(feeds)["logits"] for program in (MilProgram.load(files[1]), tried, MilProgram.load(files[0]))
-    )
+    other, want = (MilProgram.load(file).run(feeds)["logits"] for file in files)
+    have = MilProgram(with_ranges(read_package(files[0]), wide)).run(feeds)["logits"]
     np.testing.assert_array_equal(have, want)
     assert not np.array_equal(other, want)
 
 
 def test_the_nearest_ranges_are_kept(package: Path, tmp_path: Path) -> None:
-    noises = {}
-    for name, config in {"kept": None, **dict(enumerate(CANDIDATES))}.items():
-        out = tmp_path / f"{name}.mlpackage"
-        quantize_activations(package, out, batches, ActivationConfig(ranges=config))
-        noises[name] = TriedRanges(out, package, IMAGES[:16]).noise({})
-    tried = [noises[number] for number in range(len(CANDIDATES))]
-    assert noises["kept"] == min(tried) < max(tried)
+    out = tmp_path / "model.w8a8.mlpackage"
+    report = quantize_activations(package, out, batches)
+    tried = TriedRanges(out, package, IMAGES[:16])
+    noises = [tried.noise(ranges_of(report, package, config)) for config in CANDIDATES]
+    assert tried.noise({}) == min(noises) < max(noises)
 
 
 def test_what_cannot_be_calibrated_leaves_nothing_behind(package: Path, tmp_path: Path) -> None:

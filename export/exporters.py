@@ -221,4 +221,5 @@ def write_file(conversion: Conversion, form: Format, precision: Precision, out: 
     check_pairs((form,), (precision,), conversion.model.outputs)
     precision = in_format(form, precision)
     _WRITERS[form](conversion, precision, out)
-    return MEANING[form][precision]
+    trained = conversion.trained_for(form, precision)
+    return MEANING[form][precision] + ("" if trained is None else "; ranges and float layers as trained")

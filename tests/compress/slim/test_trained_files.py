@@ -72,7 +72,8 @@ def test_the_file_has_the_trained_ranges(runtime: Runtime, precision: Precision,
     codes = trained_codes(model, config, left)
     conversion = Conversion(DeployModel(plain).eval(), CALIBRATION, tmp_path, trained=codes)
     file = tmp_path / f"model{SUFFIX_OF[runtime]}"
-    write_file(conversion, runtime, PRECISIONS[runtime, precision], file)
+    recipe = write_file(conversion, runtime, PRECISIONS[runtime, precision], file)
+    assert recipe.endswith("as trained")
 
     wanted, found = {point.scale for point in activation_points(model) if not point.redundant}, scales_in(file)
     tolerance = SCALES_OF_A_FILE[runtime]

@@ -65,3 +65,15 @@ def run_batched(session: Session, images: FloatArray) -> dict[str, FloatArray]:
         padded = images
     parts = [session(padded[at : at + step]) for at in range(0, len(padded), step)]
     return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
+
+
+def to_channels_last(images: FloatArray) -> FloatArray:
+    """Return images (B, 3, H, W) as a contiguous copy (B, H, W, 3), for files that take that layout.
+
+    A plane at a time: numpy's copy of the transposed view moves single numbers and takes three times as long, 160 us
+    for 256 px and so 2 % of a call of the int8 mobilevit_s.
+    """
+    laid_out = np.empty((len(images), *images.shape[2:], images.shape[1]), images.dtype)
+    for channel in range(images.shape[1]):
+        laid_out[..., channel] = images[:, channel]
+    return laid_out

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError, LoadError, MissingExtraError, UsageError, did_you_mean
-from edgekit.export.session import FloatArray, RuntimeInfo
+from edgekit.export.session import FloatArray, RuntimeInfo, to_channels_last
 
 CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -165,7 +165,7 @@ def _layout(path: Path, shape: Sequence[int | str | None]) -> tuple[bool, tuple[
 
 def _to_stored(images: FloatArray, dtype: np.dtype[Any], *, channels_last: bool) -> NDArray[Any]:
     """Bring images (B, 3, H, W) in [0, 1] to the layout and type of a file; integers are pixels 0..255."""
-    layout = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if channels_last else images
+    layout = to_channels_last(images) if channels_last else images
     pixels = np.clip(np.rint(layout * np.float32(255)), 0, 255) if dtype == np.uint8 else layout
     stored: NDArray[Any] = pixels.astype(dtype, copy=False)
     return stored

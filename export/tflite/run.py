@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgekit.errors import UsageError
 from edgekit.export.calibration.statistics import Observe, Run
 from edgekit.export.chatter import native_output_captured
-from edgekit.export.session import FloatArray
+from edgekit.export.session import FloatArray, to_channels_last
 from edgekit.export.tflite.graph import Graph
 
 
@@ -55,7 +55,7 @@ def _for_input(images: FloatArray, detail: Mapping[str, Any]) -> NDArray[np.floa
     Raises:
         UsageError: the file takes another size.
     """
-    laid_out = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    laid_out = to_channels_last(images)
     if laid_out.shape != tuple(detail["shape"]):
         raise UsageError(
             f"calibration images of {laid_out.shape[1]}×{laid_out.shape[2]} pixels do not fit this model, which takes "

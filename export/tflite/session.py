@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import DataError, LoadError, MissingExtraError
 from edgekit.export.chatter import native_output_captured
-from edgekit.export.session import FloatArray, RuntimeInfo
+from edgekit.export.session import FloatArray, RuntimeInfo, to_channels_last
 
 DELEGATE = "DELEGATE"
 _RANGE_SLACK = 0.05
@@ -124,7 +124,7 @@ class LiteRTSession:
         """
         if images.shape != self.input_shape:
             raise DataError(f"images have the shape {images.shape}; this model takes {self.input_shape}.")
-        layout = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self._channels_last else images
+        layout = to_channels_last(images) if self._channels_last else images
         return self._model.run(_to_stored(layout, self._input))
 
 

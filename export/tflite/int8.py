@@ -22,6 +22,7 @@ from edgekit.export.tflite.attention import split_attention
 from edgekit.export.tflite.graph import Graph
 from edgekit.export.tflite.plan import WEIGHTED, plan_static
 from edgekit.export.tflite.repair import FloatSource, correct_heads, measured_ranges, worst_operators
+from edgekit.export.tflite.reshapes import drop_reshapes
 from edgekit.export.tflite.run import tensor_runner
 from edgekit.export.tflite.session import PartitionReport, partitions
 from edgekit.export.tflite.trained import trained_source
@@ -165,6 +166,7 @@ def _static(
     if images is not None and config.repair and config.trained is None:
         correct_heads(source, graph, plan, images)
     split_attention(graph)
+    drop_reshapes(graph)
     graph.compact()
     graph.write(out)
     return statistics

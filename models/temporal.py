@@ -56,6 +56,23 @@ class TemporalAttentionPool(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @torch.no_grad()
+    def start_as_mean(self) -> None:
+        """Make the pooling the mean of the normalised frames, LN(1/F Σ_f LN(x_f)), with the weights that there are.
+
+        A query of zero attends to all frames alike, and values and output pass them on. With random weights instead, a
+        small set of clips has to teach a million of them what a mean does from the first step on.
+        """
+        nn.init.zeros_(self.query)
+        for layer in (self.to_value, self.out):
+            nn.init.eye_(layer.weight)
+        for layer in (self.to_query, self.to_key, self.to_value, self.out):
+            nn.init.zeros_(layer.bias)
+        for norm in (self.norm_frames, self.norm_clip):
+            norm.reset_parameters()
+        if self.positions is not None:
+            nn.init.zeros_(self.positions)
+
     def forward(self, frames: Tensor) -> Tensor:
         """Map frame embeddings (B, F, D) to clip embeddings (B, D)."""
         batch, count, width = frames.shape
@@ -88,3 +105,27 @@ class ClipHead(nn.Sequential):
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__(nn.Linear(embed_dim, HEAD_WIDTH), nn.SiLU(), nn.Linear(HEAD_WIDTH, num_classes))
+
+    @torch.no_grad()
+    def start_as_linear(self, weight: Tensor, bias: Tensor) -> None:
+        """Make the head y → weight · y + bias, in spite of its hidden layer.
+
+        silu(x) − silu(−x) = x, so two hidden units pass one direction on as it is. 128 pairs do for a weight of rank
+        128; of one of a higher rank they pass on its largest singular directions. The scores of units that are left
+        over start at zero.
+
+        Args:
+            weight: (num_classes, embed_dim).
+            bias: (num_classes,).
+        """
+        hidden, scores = self[0], self[2]
+        assert isinstance(hidden, nn.Linear) and isinstance(scores, nn.Linear)
+        left, size, right = torch.linalg.svd(weight.double(), full_matrices=False)
+        rank = min(len(size), HEAD_WIDTH // 2)
+        root = size[:rank].sqrt()  # half of each singular value on either side, so that both layers learn alike
+        into, out = root[:, None] * right[:rank], left[:, :rank] * root
+        hidden.weight[: 2 * rank] = torch.cat([into, -into]).to(hidden.weight)
+        hidden.bias[: 2 * rank] = 0.0
+        nn.init.zeros_(scores.weight)
+        scores.weight[:, : 2 * rank] = torch.cat([out, -out], dim=1).to(scores.weight)
+        scores.bias.copy_(bias)

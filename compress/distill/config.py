@@ -28,7 +28,8 @@ class DistillConfig:
         student: timm name; one with a tag ("mobilevit_xxs.cvnets_in1k") starts from timm's hub weights.
         image_size: side of the student's input in pixels.
         student_weights: local weights that the backbone starts from.
-        init_from: run folder or checkpoint whose whole student this run starts from, as its next phase.
+        init_from: run folder or checkpoint whose whole student this run starts from, as its next phase; clips also
+            start from a still student (`edgekit.compress.video.start`).
         teachers: see `edgekit.models.teacher.load_teacher`; several are joined.
         teacher_mode: "store" runs the teacher once and trains from what it said; "online" runs it inside the loop, on
             the very view that the student sees.
@@ -67,6 +68,11 @@ class DistillConfig:
         """The first teacher."""
         return self.teachers[0] if self.teachers else None
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether the backbone comes with weights."""
+        return self.init_from is not None or self.student_weights is not None or "." in self.student
+
     def check(self) -> None:
         """Refuse what cannot work, before any work is done.
 
@@ -90,8 +96,7 @@ class DistillConfig:
         if self.init_from is not None and self.student_weights is not None:
             raise UsageError("--init-from and --student-weights exclude each other; give one")
         check_arch(self.student)
-        pretrained = self.init_from is not None or self.student_weights is not None or "." in self.student
-        if self.recipe.freeze and not pretrained:
+        if self.recipe.freeze and not self.pretrained:
             raise UsageError(
                 f"--freeze {self.recipe.freeze} would hold random weights: give --student NAME.TAG, --student-weights "
                 f"or --init-from, or leave it out"
@@ -110,8 +115,6 @@ class DistillConfig:
             )
         if self.frames > 1 and len(self.teachers) != 1 and self.recipe.needs_teacher:
             raise UsageError(f"--teacher is given {len(self.teachers)} times; clips learn from one: give it once")
-        if self.frames > 1 and self.recipe.init_classifier:
-            raise UsageError("init_classifier is for still pictures: the classifier of clips has a hidden layer")
 
     def fitted(self) -> DistillConfig:
         """Return the settings with what this student cannot do left out: nets of one input size see no smaller one."""

@@ -22,10 +22,11 @@ from edgekit.compress.store.probe import ClassHead
 from edgekit.compress.training.changed_settings import Allowed
 from edgekit.compress.training.loop import fit, pick_device
 from edgekit.compress.training.order import steps_per_epoch
-from edgekit.compress.training.phases import EarlierPhase, load_phase, take_over
+from edgekit.compress.training.phases import EarlierPhase, take_over
 from edgekit.compress.training.run_folder import MutedRunFolder, RunFolder
 from edgekit.compress.training.run_lock import locked
 from edgekit.compress.training.start import Start, begin, go_on, look
+from edgekit.compress.video.start import earlier_phase, start_from_scores, start_from_still, takes_stills
 from edgekit.data import ImageDataset
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, student_preprocess
@@ -82,7 +83,7 @@ def _distill(
     contract = student_preprocess(config.student, config.image_size)
     # tried before the pictures are read: a wrong image size or teacher shows in seconds, not after minutes
     build_student(_spec(config, dataset, contract, 1), weights=config.student_weights)
-    earlier = load_phase(config.init_from) if config.init_from is not None else None
+    earlier = None if config.init_from is None else earlier_phase(config.init_from, config.frames, config.positions)
     prepared = prepare(config, dataset, contract, processes.device, terminal)
     student = _build(config, prepared, contract, earlier)
     student_facts = describe_student(student)
@@ -112,12 +113,19 @@ def _build(config: DistillConfig, prepared: Prepared, contract: Preprocess, earl
     spec = _spec(config, prepared.dataset, contract, prepared.embed_dim or alone_dim)
     tagged = config.student if "." in config.student else None
     student = build_student(spec, weights=config.student_weights, pretrained=tagged)
-    if earlier is not None:
+    recipe, knows_classes = config.recipe, False
+    if earlier is not None and takes_stills(student, earlier.student):
+        clips = next(prepared.data.source.batches(1, torch.device("cpu"))).images
+        knows_classes = start_from_still(student, earlier.student, clips, config.init_from)
+    elif earlier is not None:
         take_over(student, earlier)
-    elif config.recipe.init_classifier and prepared.data.head is not None:
+        knows_classes = True
+    if recipe.init_classifier and prepared.data.head is not None and not knows_classes:
         _start_from_teacher(student, prepared.data.head)
-    student.dropout = config.recipe.dropout
-    student.freeze(config.recipe.freeze)
+    student.dropout = recipe.dropout
+    student.freeze(recipe.freeze)
+    if recipe.freeze_norms and config.pretrained:
+        student.freeze_norms()
     return student
 
 
@@ -142,6 +150,9 @@ def _begin(
 
 @torch.no_grad()
 def _start_from_teacher(student: Student, head: ClassHead) -> None:
-    assert isinstance(student.classifier, nn.Linear), "DistillConfig.check refuses clips"
+    if student.pool is not None:
+        start_from_scores(student, head)
+        return
+    assert isinstance(student.classifier, nn.Linear), "a still student's"
     student.classifier.weight.copy_(head.weight)
     student.classifier.bias.copy_(head.bias)

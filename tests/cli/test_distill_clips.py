@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
 from edgekit.cli.main import run
 from edgekit.clips import load_clips
@@ -18,7 +20,9 @@ from edgekit.export.golden import read_golden
 from edgekit.export.manifest import GOLDEN_FILE, read_manifest
 from edgekit.export.runtimes import open_session
 from edgekit.export.session import run_batched
-from edgekit.models.checkpoint import load_student
+from edgekit.models.checkpoint import load_student, save_student
+from edgekit.models.spec import StudentSpec
+from edgekit.models.student import Student, student_preprocess
 from edgekit.preprocess import to_input
 from tests.cli.commands_for_tests import ALONE, one_error_line, refused
 from tests.teachers_for_tests import onnx_teacher
@@ -99,6 +103,29 @@ def test_without_a_teacher_and_with_positions(clips: Path, tmp_path: Path, capsy
     frozen = [name for name in student.state_dict() if name.startswith("backbone.stem")]
     after = load_student(tmp_path / "next").state_dict()
     assert frozen and all(bool((after[name] == student.state_dict()[name]).all()) for name in frozen)
+
+
+def test_clips_start_from_a_still_student(clips: Path, teacher: Path, tmp_path: Path, capsys: Capture) -> None:
+    classes = ("cold", "warm")
+    still = Student(StudentSpec("test_byobnet", 12, classes, student_preprocess("test_byobnet", 32)))
+    save_student(tmp_path / "still.safetensors", still)
+    args = ("--data", clips, "--teacher", teacher, "--init-from", tmp_path / "still.safetensors", "--device", "cpu")
+    # the rate is next to nothing, and the batch norms hold: what comes out is what it starts as
+    settings = ("--frames", 4, "--recipe", "ego4d", "--views", 0, "--epochs", 1, "--lr", 1e-9, "--batch-size", 4)
+    distill(capsys, *args, *settings, "-o", tmp_path / "run")
+    clip = load_student(tmp_path / "run").eval()
+    assert clip.pool is not None and clip.spec.image_size == 32
+    paths = sorted((clips / "val").rglob("*.mp4"))
+    frames = torch.from_numpy(to_input(load_clips(paths, 4, clip.spec.preprocess).reshape(-1, 32, 32, 3)))
+    with torch.no_grad():
+        ours, each = clip.from_frames(frames).embedding, still.eval()(frames).embedding.view(8, 4, 12)
+    mean = F.layer_norm(F.layer_norm(each, (12,)).mean(1), (12,))
+    torch.testing.assert_close(ours, mean, rtol=1e-3, atol=1e-4)
+    # its next phase is of clips, too
+    line = refused(
+        capsys, 2, "distill", *args[:4], "--init-from", tmp_path / "run", "--positions", "-o", tmp_path / "a"
+    )
+    assert "was trained with no --positions" in line
 
 
 def test_folders_of_frames_and_broken_clips(tmp_path: Path, capsys: Capture) -> None:

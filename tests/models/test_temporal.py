@@ -15,7 +15,7 @@ from edgekit.models.checkpoint import load_student, save_student
 from edgekit.models.complexity import count_parameters, measure_complexity
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
-from edgekit.models.temporal import TemporalAttentionPool, attention_heads
+from edgekit.models.temporal import ClipHead, TemporalAttentionPool, attention_heads
 from edgekit.preprocess import Preprocess
 
 CLASSES = tuple(f"class {number}" for number in range(15))
@@ -92,6 +92,53 @@ def test_positions_start_without_effect() -> None:
     before = pool(frames)
     pool.positions = None
     torch.testing.assert_close(pool(frames), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", [False, True])
+def test_pooling_starts_as_the_mean(positions: bool) -> None:
+    pool, frames = lively_pool(positions=positions), 3 * torch.randn(3, 5, 128, dtype=torch.float64)
+    before = pool(frames)
+    pool.start_as_mean()
+    mean = F.layer_norm(F.layer_norm(frames, (128,)).mean(1), (128,))
+    torch.testing.assert_close(pool(frames), mean, rtol=1e-10, atol=1e-10)
+    assert (before - mean).abs().max() > 0.1
+
+
+def test_a_pooling_that_starts_as_the_mean_learns() -> None:
+    pool = TemporalAttentionPool(128, 5)
+    pool.start_as_mean()
+    pool(torch.randn(3, 5, 128))[:, :7].sum().backward()  # type: ignore[no-untyped-call]
+    still = {name for name, weight in pool.named_parameters() if weight.grad is None or not weight.grad.any()}
+    # with a query of zero, its projection and the keys stand still for one step: what moves the query moves them next
+    assert still <= {"to_query.weight", "to_key.weight", "to_key.bias"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [2, 15, 128])
+def test_a_head_with_a_hidden_layer_starts_as_a_linear_one(classes: int) -> None:
+    torch.manual_seed(0)
+    head, weight, bias = (
+        ClipHead(512, classes).double(),
+        torch.randn(classes, 512).double(),
+        torch.randn(classes).double(),
+    )
+    rows = torch.randn(4, 512).double()
+    head.start_as_linear(weight, bias)
+    torch.testing.assert_close(head(rows), rows @ weight.T + bias, rtol=1e-8, atol=1e-8)
+    assert count_parameters(head) == 512 * 256 + 256 + 256 * classes + classes
+
+
+@torch.no_grad()
+def test_a_head_passes_on_the_largest_directions_of_many_classes() -> None:
+    torch.manual_seed(0)
+    head = ClipHead(512, 400).double()
+    left, right = torch.linalg.qr(torch.randn(400, 400))[0], torch.linalg.qr(torch.randn(512, 400))[0].T
+    size = 0.9 ** torch.arange(400.0)
+    weight = ((left * size) @ right).double()
+    head.start_as_linear(weight, torch.zeros(400).double())
+    rows = torch.randn(4, 512).double()
+    assert (head(rows) - rows @ weight.T).norm() < 1e-4 * (rows @ weight.T).norm()
 
 
 def test_gradients() -> None:
@@ -179,6 +226,17 @@ def test_frozen_stages_keep_weights_and_statistics() -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(name.startswith(("backbone.stem", "backbone.stages.0")) for name in changed)
     assert any(name.startswith("backbone.stages.1") and "running_mean" in name for name in changed)
+
+
+def test_frozen_norms_keep_their_statistics_and_learn_their_weights() -> None:
+    student = clip_student().train()
+    student.freeze_norms()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    student.train()(torch.rand(2, 4, 3, 64, 64)).logits.sum().backward()  # type: ignore[no-untyped-call]
+    after = student.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if "running" in name or "batches" in name)
+    norm = student.backbone.get_submodule("stem.bn")
+    assert isinstance(norm.weight, nn.Parameter) and norm.weight.grad is not None and bool(norm.weight.grad.any())
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "vit_tiny_patch16_224", "mobilevitv2_050"])

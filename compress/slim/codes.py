@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.compress.slim.learned_ranges import LearnedRound, LearnedSpan
+from edgekit.compress.slim.learned_ranges import LearnedRound, LearnedSpan, rounded
 from edgekit.compress.slim.weight_codes import SMALLEST_SCALE, plain_layer
 from edgekit.errors import DataError
 from edgekit.export.tflite.plan import LOGISTIC_CODES
@@ -24,14 +24,14 @@ Observe = Callable[["ActivationCodes", Tensor], None]
 
 
 class _Round(torch.autograd.Function):
-    """Round to codes and back in four passes over memory; torch's own fake_quantize takes several times as long."""
+    """Round to codes and back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float, least: int, most: int) -> Tensor:
         """Map any shape to the same shape; codes less the zero point run from `least` to `most`."""
         ctx.save_for_backward(x)
         ctx.bounds = ((least - 0.5) * scale, (most + 0.5) * scale)
-        return x.mul(1 / scale).round_().clamp_(least, most).mul_(scale)
+        return rounded(x, scale, least, most)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -97,8 +97,8 @@ class ActivationCodes(nn.Module):
             self.span(*learned.bounds())
             trained: Tensor = LearnedRound.apply(x, learned.shifts, *self._codes())
             return trained
-        rounded: Tensor = _Round.apply(x, *self._codes())
-        return rounded
+        held: Tensor = _Round.apply(x, *self._codes())
+        return held
 
     def _codes(self) -> tuple[float, int, int]:
         """Return the scale, and the least and the most code less the zero point."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.compress.slim.calibrate import calibrate
-from edgekit.compress.slim.codes import activation_points
+from edgekit.compress.slim.codes import activation_points, learn_ranges, record_ranges
 from edgekit.compress.slim.folding import folded
 from edgekit.compress.slim.simulate import Runtime, simulate
 from edgekit.export.calibration.measured import CANDIDATES, noise_share
@@ -118,20 +118,24 @@ def test_the_simulation_is_the_file(runtime: Runtime, arch: str, tmp_path: Path)
 
 @pytest.mark.parametrize("runtime", ["onnx", "tflite", "coreml"])
 @pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050", "mobilevit_xxs_int8"])
-def test_every_weight_learns_and_no_range_moves(runtime: Runtime, arch: str) -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_every_weight_learns_and_ranges_if_they_may(runtime: Runtime, arch: str, learned: bool) -> None:
     model = simulated(student(arch), runtime).train()
+    if learned:
+        learn_ranges(model)
     ranges = {codes.name: (codes.low, codes.high) for codes in activation_points(model)}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     output = model(torch.from_numpy(SHOWN[:8]))
     (output.logits.square().mean() + output.embedding.square().mean()).backward()
-    # a group of one token, as the last stage has at 64 px, attends to itself whatever queries and keys say
-    telling = [
-        (n, p.grad) for n, p in model.named_parameters() if ".attention.q." not in n and ".attention.k." not in n
-    ]
+    # a group of one token, as the last stage has at 64 px, attends to itself whatever queries and keys say, and a range
+    # that clips nothing of few pictures may find its step good as it is
+    idle = (".attention.q.", ".attention.k.", "learned_ranges.")
+    telling = [(n, p.grad) for n, p in model.named_parameters() if not any(part in n for part in idle)]
     assert not [name for name, grad in telling if grad is None or not bool(grad.abs().sum() > 0)]
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     optimizer.step()
-    assert {codes.name: (codes.low, codes.high) for codes in activation_points(model)} == ranges
+    moved = [name for name, span in record_ranges(model).items() if span != ranges[name]]
+    assert (len(moved) > 0.8 * len(ranges)) if learned else not moved
 
 
 def test_calibration_sees_the_float_net() -> None:

@@ -152,7 +152,7 @@ class Recipe(_Frozen):
         grow_until: share of the epochs after which the size is full; small pictures cost less, and the last epochs
             see what the student will (progressive learning, EfficientNetV2, arXiv 2104.00298, §4).
         freeze: early stages of the backbone, the stem being the first, that stay as they come, batch norms included.
-        freeze_norms: keep the statistics of the batch norms that come with a trained backbone; from scratch they move.
+        freeze_backbone: keep a backbone that comes trained as it comes, all of it; one from scratch trains.
         dropout: share of the embedding that the classifier does not see in a step.
     """
 
@@ -171,7 +171,7 @@ class Recipe(_Frozen):
     views: int = Field(default=0, ge=0, le=1000)
     init_classifier: bool = False
     freeze: int = Field(default=0, ge=0)
-    freeze_norms: bool = False
+    freeze_backbone: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
     grow_from: float = Field(default=1.0, gt=0, le=1)
     grow_until: float = Field(default=0.5, ge=0, le=1)

@@ -137,7 +137,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _read_folder(folder: Path, count: int) -> list[Image.Image]:
     files = frame_files(folder)
     if len(files) < 2:
-        raise _refusal(folder, f"{len(files)} frames; a clip has two or more")
+        raise _refusal(folder, f"{'one frame only' if files else 'no frame'}; a clip has two or more")
     chosen = Timeline(np.arange(len(files), dtype=np.float64), float(len(files))).spread(count)
     pictures: dict[int, Image.Image] = {}
     for number in chosen:

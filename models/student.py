@@ -98,16 +98,10 @@ class Student(nn.Module):
         self.train(self.training)
         return sum(weight.numel() for weight in weights)
 
-    def freeze_norms(self) -> None:
-        """Hold the statistics of all batch norms; their weights go on training.
-
-        A batch of clips shows as many scenes as it has clips, too few to say what a channel's mean is (as in temporal
-        segment networks, arXiv 1608.00859, §3.2).
-        """
-        norms = tuple(
-            module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        )
-        self._frozen = (*self._frozen, *norms)
+    def freeze_backbone(self) -> None:
+        """Hold the whole backbone, the statistics of its batch norms included; what comes after it goes on training."""
+        self.backbone.requires_grad_(False)
+        self._frozen = (*self._frozen, self.backbone)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Student:

@@ -124,8 +124,8 @@ def _build(config: DistillConfig, prepared: Prepared, contract: Preprocess, earl
         _start_from_teacher(student, prepared.data.head)
     student.dropout = recipe.dropout
     student.freeze(recipe.freeze)
-    if recipe.freeze_norms and config.pretrained:
-        student.freeze_norms()
+    if recipe.freeze_backbone and config.pretrained:
+        student.freeze_backbone()
     return student
 
 

@@ -49,7 +49,7 @@ _ORIGIN: Mapping[str, Any] = {
     "dropout": 0.0,
     "views": 0,
     "init_classifier": False,
-    "freeze_norms": False,
+    "freeze_backbone": False,
     "augment": {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.5}
     | dict.fromkeys(("brightness", "contrast", "saturation"), 0.0),
     "fit": {"weight_decay": 0.01, "ema_decay": 0.0, "clip_norm": 0.0, "patience": 0},

@@ -28,7 +28,7 @@ def test_the_origins_settings_are_without_what_edgekit_adds() -> None:
     recipe, ego4d = recipe_of("origin@5e-4:backbone", 2, 7), load_recipe("ego4d")
     assert (recipe.alpha, recipe.beta, recipe.gamma, recipe.temperature) == (0.5, 1.0, 1.0, 3.0)
     assert (recipe.fit.lr, recipe.fit.seed, recipe.fit.epochs) == (5e-4, 2, 7)
-    assert not recipe.init_classifier and not recipe.freeze_norms and recipe.views == 0 and recipe.dropout == 0
+    assert not recipe.init_classifier and not recipe.freeze_backbone and recipe.views == 0 and recipe.dropout == 0
     assert recipe.augment.flip == 0.5 and recipe.augment.crop_scale == (1, 1) and recipe.augment.brightness == 0
     assert recipe.fit.patience == 0 and recipe.fit.ema_decay == 0
     assert recipe_of("origin", 0).fit.epochs == ego4d.fit.epochs and recipe_of("ego4d", 0) == ego4d

@@ -143,7 +143,7 @@ def _broken_picture(path: Path) -> Path:
         (_long, "at most 600 s are read"),
         (_sound, "no video stream in it"),
         (_missing, "No such file"),
-        (_one_picture, "1 frames"),
+        (_one_picture, "one frame only"),
         (_broken_picture, "frame 0002.png"),
     ],
 )

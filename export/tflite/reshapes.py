@@ -26,9 +26,10 @@ def _keep_axis_of_means(graph: Graph) -> int:
         if graph.name(mean) != "MEAN" or mean.builtinOptions.keepDims or not _is_over_last(graph, mean):
             continue
         add = _only(graph, readers, mean, "ADD")
-        reshape = _only(graph, readers, add, "RESHAPE") if add is not None else None
-        kept = [*graph.shape(mean.outputs[0]), 1]
-        if reshape is None or graph.shape(reshape.outputs[0]) != kept or not _adds_number(graph, add):
+        if add is None or not _adds_number(graph, add):
+            continue
+        reshape, kept = _only(graph, readers, add, "RESHAPE"), [*graph.shape(mean.outputs[0]), 1]
+        if reshape is None or graph.shape(reshape.outputs[0]) != kept:
             continue
         mean.builtinOptions = copy.copy(mean.builtinOptions)  # operators may share their options
         mean.builtinOptions.keepDims = True

@@ -79,6 +79,15 @@ def test_the_way_into_the_int8_part(arranged: Path) -> None:
     assert sorted(axes) == [1, 1, 1, 1, 3], "two keys, two values, one feature map"
 
 
+def test_a_free_batch_stays_free(tmp_path: Path) -> None:
+    export_onnx(TwoHeads("mobilevit_s").eval(), SIZE, tmp_path / "float.onnx", dynamic_batch=True)
+    int8.quantize_onnx(tmp_path / "float.onnx", tmp_path / "int8.onnx", batches, CONFIG)
+    assert sum(node.op_type == "Flatten" for node in OnnxGraph.read(tmp_path / "int8.onnx").nodes) == 5
+    session, images = OnnxSession(tmp_path / "int8.onnx"), pictures(3, SIZE, seed=3).numpy()
+    alone = [session(image[None])["embedding"][0] for image in images]
+    np.testing.assert_array_equal(session(images)["embedding"], np.stack(alone))
+
+
 def _graph(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shape: list[int]) -> OnnxGraph:
     initializers = [numpy_helper.from_array(values, name) for name, values in constants.items()]
     x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from edgekit.errors import LoadError
 from edgekit.export.calibration.statistics import Run
 from edgekit.export.session import FloatArray
-from edgekit.models.checkpoint import read_extra
 
 TRAINED = "int8"
 """Name of this in a checkpoint's header."""
@@ -124,6 +123,8 @@ def read_trained(run: Path) -> TrainedCodes | None:
     Raises:
         LoadError: no checkpoint, or a damaged one.
     """
+    from edgekit.models.checkpoint import read_extra  # torch, which those who only quantize files do without
+
     values = read_extra(run, TRAINED)
     if values is None:
         return None

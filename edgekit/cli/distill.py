@@ -50,7 +50,8 @@ _RECIPE_FIELDS = ("alpha", "beta", "gamma", "temperature", "views", "freeze", "d
 @click.option(
     "--init-from",
     type=EXISTING,
-    help="Run folder or checkpoint whose student this run trains on; tells --student, --image-size and --frames.",
+    help="Run folder or checkpoint whose student this run trains on; tells --student, --image-size and --frames. With "
+    "--frames, clips start from a student of pictures.",
 )
 @click.option(
     "--image-size", "--imgsz", type=int, default=256, show_default=True, help="Side of the student's input in pixels."

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import click
 
@@ -82,9 +82,10 @@ class Contender:
         self._process.join(10)
         self._process.kill()
 
-    def median(self, kind: str) -> float:
-        """Return the median of "wall_s" or "cpu_s" over the steps that count, in seconds."""
-        return statistics.median(getattr(step, kind) for step in self.steps[WARM_UP:])
+    def median(self, kind: Literal["wall_s", "cpu_s"]) -> float:
+        """Return the median over the steps that count, in seconds."""
+        counted = self.steps[WARM_UP:]
+        return statistics.median(step.wall_s if kind == "wall_s" else step.cpu_s for step in counted)
 
     def _ask(self, what: str) -> Any:
         with suppress(BrokenPipeError):  # reading says so, too, and may have the reason
@@ -178,9 +179,11 @@ def main(data: Path, pictures: int, rounds: int, **options: Any) -> None:
             f"{one.name:<12}{images / wall:9.1f} images/s   {1e3 * cpu / images:7.2f} ms of processor per image"
         )
     by_name = {one.name: one for one in found}
-    for fast, slow in (("store", "online"), ("no teacher", "plain")):
-        ratios = [by_name[slow].median(kind) / by_name[fast].median(kind) for kind in ("wall_s", "cpu_s")]
-        terminal.say(f"{fast} / {slow}: {ratios[0]:.2f}x by the clock, {ratios[1]:.2f}x by processor time")
+    pairs: tuple[tuple[Loop, Loop], ...] = (("store", "online"), ("no teacher", "plain"))
+    for fast, slow in pairs:
+        wall = by_name[slow].median("wall_s") / by_name[fast].median("wall_s")
+        cpu = by_name[slow].median("cpu_s") / by_name[fast].median("cpu_s")
+        terminal.say(f"{fast} / {slow}: {wall:.2f}x by the clock, {cpu:.2f}x by processor time")
     terminal.heading("Where a step of the store goes")
     total = sum(stages.values())
     for name, seconds in stages.items():

@@ -29,7 +29,8 @@ def use_fast_layers(model: nn.Module) -> None:
 
 def has_onednn() -> bool:
     """Return whether this PyTorch can multiply matrices by oneDNN."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class FastLinear(nn.Linear):
@@ -72,7 +73,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
-class FastMobileVitBlock(MobileVitBlock):
+class FastMobileVitBlock(MobileVitBlock):  # type: ignore[misc]
     """timm's block with an unfold and a fold that move every element once, pixels' channels staying together."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class FastMobileVitBlock(MobileVitBlock):
         return x
 
 
-class FastMobileVitV2Block(MobileVitV2Block):
+class FastMobileVitV2Block(MobileVitV2Block):  # type: ignore[misc]
     """timm's block of version 2, unfolded and folded as `FastMobileVitBlock` does it."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ one shape are made orthogonal together: a mobile net has many small ones, whose 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from edgekit.compress.training.fast_layers import has_onednn
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -60,7 +62,7 @@ class Muon(torch.optim.Optimizer):
             self._adam([parameter for parameter in moved if not is_matrix(parameter)], group)
         return loss
 
-    def _muon(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -85,7 +87,7 @@ class Muon(torch.optim.Optimizer):
                 alpha=step,
             )
 
-    def _adam(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -113,7 +115,7 @@ def product_dtype(device: torch.device) -> torch.dtype:
 
     Its rounding moves the singular values by about a hundredth, within a range of [0.7, 1.2] that is as good as 1.
     """
-    on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    on_cpu = device.type == "cpu" and has_onednn() and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if on_cpu or (device.type == "cuda" and torch.cuda.is_bf16_supported()) else torch.float32
 
 

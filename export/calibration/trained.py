@@ -28,8 +28,8 @@ SHARES = np.linspace(0.0, 1.0, 15)
 """Quantiles of a fingerprint, the smallest and the largest value among them."""
 
 FAR = 0.02
-"""Fingerprints of one tensor are nearer than this share of its deviation, in float16 as well; those of two tensors of a
-MobileViT are further apart (LOG.md)."""
+"""Fingerprints of one tensor are nearer than this share of its root mean square, in float16 as well; of the known ones
+the nearest is taken."""
 
 Fingerprint = tuple[float, ...]
 

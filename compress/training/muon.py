@@ -58,19 +58,22 @@ class Muon(torch.optim.Optimizer):
             if not moved:
                 continue
             torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
-            self._muon([parameter for parameter in moved if is_matrix(parameter)], group)
-            self._adam([parameter for parameter in moved if not is_matrix(parameter)], group)
+            if matrices := [parameter for parameter in moved if is_matrix(parameter)]:
+                self._muon(matrices, group)
+            if others := [parameter for parameter in moved if not is_matrix(parameter)]:
+                self._adam(others, group)
         return loss
 
-    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        if not parameters:
-            return
+    def _held(self, parameters: list[Tensor], *names: str) -> list[list[Tensor]]:
+        """Return the gradients, and of the states what has these names, from zero on."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        states = [self.state[parameter] for parameter in parameters]
-        for state, gradient in zip(states, gradients, strict=True):
-            if not state:
-                state["momentum"] = torch.zeros_like(gradient)
-        momenta = [state["momentum"] for state in states]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter].update({name: torch.zeros_like(parameter) for name in names})
+        return [gradients, *([self.state[parameter][name] for parameter in parameters] for name in names)]
+
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients, momenta = self._held(parameters, "momentum")
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         alike: defaultdict[tuple[int, int, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for parameter, ahead in zip(
@@ -79,35 +82,30 @@ class Muon(torch.optim.Optimizer):
             rows, columns = ahead.flatten(1).shape
             alike[rows, columns, ahead.device].append((parameter, ahead.flatten(1)))
         for (rows, columns, device), members in alike.items():
-            updates = orthogonal(torch.stack([ahead for _, ahead in members]), product_dtype(device)).float()
+            updates = orthogonal(torch.stack([ahead for _, ahead in members]), product_dtype(device))
             step = -group["lr"] * _RMS * max(rows, columns) ** 0.5
             torch._foreach_add_(
                 [parameter for parameter, _ in members],
-                [update.view(parameter.shape) for (parameter, _), update in zip(members, updates, strict=True)],
+                [update.view_as(parameter) for (parameter, _), update in zip(members, updates.float(), strict=True)],
                 alpha=step,
             )
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        if not parameters:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        states = [self.state[parameter] for parameter in parameters]
-        for state, gradient in zip(states, gradients, strict=True):
-            if not state:
-                state["step"] = torch.zeros(())
-                state["first"], state["second"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-            state["step"] += 1
+        gradients, means, squares = self._held(parameters, "first", "second")
         first, second = group["betas"]
-        counts = [int(state["step"]) for state in states]
-        means, squares = [state["first"] for state in states], [state["second"] for state in states]
+        counts = []
+        for parameter in parameters:
+            step = self.state[parameter].setdefault("step", torch.zeros(()))
+            step += 1
+            counts.append(int(step))
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
         widths = torch._foreach_div(squares, [1 - second**count for count in counts])
         torch._foreach_sqrt_(widths)
         torch._foreach_add_(widths, group["eps"])
-        steps = [-group["lr"] / (1 - first**count) for count in counts]
-        torch._foreach_addcdiv_(parameters, means, widths, steps)
+        rates = [-group["lr"] / (1 - first**count) for count in counts]
+        torch._foreach_addcdiv_(parameters, means, widths, rates)
 
 
 def product_dtype(device: torch.device) -> torch.dtype:

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
 from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
+from edgekit.errors import UsageError
 from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
     from edgekit.compress.slim.config import CompressConfig, QatConfig
 
 _FIT_FIELDS = ("epochs", "batch_size", "lr", "seed", "device")
+_OF_QAT = ("runtime", "precision", "hold_ranges", "calibration_images")
 
 
 @click.command()
@@ -88,11 +91,20 @@ def _config(options: dict[str, Any]) -> CompressConfig:
 
     qat = _qat(options) if options["qat"] else None
     refuse_tasks(qat, options["prune"])
+    if qat is None:
+        _refuse_options_of_qat()
     run, output = Path(options["run"]), Path(options["output"])
     given = {name: options[name] for name in (*_FIT_FIELDS, *GUARD_FIELDS) if options[name] is not None}
     guide = guide_named(options["guide"] or ("self" if qat is not None else "both"))
     training = training_of(run, options["data"], output, recovery(run, given, qat=qat is not None), guide)
     return CompressConfig(run, output, training, guide, qat, options["prune"])
+
+
+def _refuse_options_of_qat() -> None:
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name.replace('_', '-')}" for name in _OF_QAT if source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise UsageError(f"{', '.join(given)} belongs to --qat, which trains for 8 bits; leave it out with --prune")
 
 
 def _qat(options: dict[str, Any]) -> QatConfig:

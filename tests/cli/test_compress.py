@@ -147,6 +147,9 @@ def test_what_cannot_be_compressed_is_refused(distilled: Path, tmp_path: Path, c
     assert "one at a time" in refused(capsys, 2, "compress", distilled, "--qat", "--prune", "0.3", *out)
     for share in ("0", "1", "-0.5", "7"):
         assert "more than 0 and less than 1" in refused(capsys, 2, "compress", distilled, "--prune", share, *out)
+    for option in (("--hold-ranges",), ("--precision", "mixed"), ("--runtime", "onnx")):
+        said = refused(capsys, 2, "compress", distilled, "--prune", "0.3", *option, *out)
+        assert f"{option[0]} belongs to --qat" in said
     assert "more than this student can lose" in refused(capsys, 2, "compress", distilled, "--prune", "0.99", *out, "-q")
     assert "did you mean 'tflite'?" in refused(capsys, 2, "compress", distilled, "--qat", "--runtime", "tflight", *out)
     assert "did you mean 'teacher'?" in refused(capsys, 2, "compress", distilled, "--qat", "--guide", "teach", *out)

@@ -54,7 +54,7 @@ def test_the_own_pictures_part_runs_as_it_stands(whole_path: WholePath, tmp_path
     (tmp_path / "photos").symlink_to(whole_path.drawings)
     teacher = str(whole_path.folder / "teacher")
     # from a trained student on: one epoch from scratch ends at chance, where INT8 files miss their gate of agreement
-    short = ["--epochs", "1", "--views", "1", "--image-size", "64", "--init-from", str(whole_path.student)]
+    short = ["--epochs", "1", "--views", "1", "--image-size", "64", "--init-from", str(whole_path.run)]
     for line in commands("On your own pictures"):
         words = [teacher if word == "ViT-B-32:openai" else word for word in line]
         command = [sys.executable, "-m", "edgekit", *words, *(short if words[0] == "distill" else [])]

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekit.cores import usable_cores
+
 _PROC = Path("/proc")
 _SYS_CPU = Path("/sys/devices/system/cpu")
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
@@ -53,7 +55,7 @@ class Machine:
 
 def describe_machine() -> Machine:
     """Look at this machine. Call it before measuring: the load average then tells of others, not of ourselves."""
-    logical = _usable_cores()
+    logical = usable_cores()
     governor = _read(_SYS_CPU / "cpu0/cpufreq/scaling_governor")
     load = _load_average()
     return Machine(
@@ -103,12 +105,6 @@ def _container_warning(logical_cores: int) -> tuple[str, ...]:
     if not quota.isdigit() or not period.isdigit() or int(quota) >= logical_cores * int(period):
         return ()
     return (f"This container is limited to {int(quota) / int(period):g} CPUs of the {logical_cores} it sees.",)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _load_average() -> float | None:

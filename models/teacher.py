@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekit.cores import usable_cores
 from edgekit.errors import LoadError, MissingExtraError, UsageError, did_you_mean, first_line
 from edgekit.models.clip import load_clip
 from edgekit.models.prompts import class_embeddings
@@ -202,7 +203,7 @@ class OnnxTeacher:
             raise MissingExtraError("onnxruntime", "onnx", f"--teacher {path}") from e
         try:
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
+            options.intra_op_num_threads = threads or usable_cores()  # by itself it takes, and pins, every core
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime's exception types are private
             raise LoadError(f"--teacher {path} is not an ONNX model that runs here: {first_line(e)[:200]}") from e
@@ -256,7 +257,7 @@ def load_teacher(name: str, device: torch.device, *, threads: int = 0) -> Teache
         name: `FILE.onnx`; a run folder or `.safetensors` of a CLIP or a classifier that edgekit trained; or
             open_clip's `ARCH:TAG`, `ARCH:FILE`, `ARCH:random`.
         device: where it runs (ONNX teachers stay on the CPU).
-        threads: of an ONNX teacher; 0 takes all cores. PyTorch's are set by the caller.
+        threads: of an ONNX teacher; 0 takes all that this process may use. PyTorch's are set by the caller.
 
     Raises:
         UsageError: the name stands for nothing; the nearest known name is given.

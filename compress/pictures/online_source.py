@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +16,7 @@ from edgekit.compress.pictures.views import Views
 from edgekit.compress.recipe import Recipe
 from edgekit.compress.store.sight import cut, say
 from edgekit.compress.store.table import join
+from edgekit.cores import usable_cores
 from edgekit.images import read_rgb
 from edgekit.models.teacher import Teacher
 from edgekit.preprocess import Preprocess
@@ -46,7 +46,7 @@ class OnlineSource(StoredSource):
     ) -> None:
         super().__init__(train, None, recipe, contract)
         self.teachers, self.weights = tuple(teachers), tuple(weights)
-        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(max_workers=usable_cores())
 
     def _batch(self, rows: NDArray[np.int64], epoch: int, device: torch.device, share: Share | None) -> Batch:
         decoded = Decoded(self.train.pixels[rows], self._ids[rows], self.train.aspects[rows], self._labels[rows])

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from edgekit import atomic
+from edgekit.cores import usable_cores
 from edgekit.data import Sample
 from edgekit.images import ImageError, read_rgb
 from edgekit.preprocess import Preprocess, fit_pixels
@@ -137,7 +138,7 @@ def decode_rows(
             broken[samples[row].key] = str(e)
 
     # Pillow decodes and resizes without the interpreter lock, so threads are enough and cost no copies
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         for done, _ in enumerate(pool.map(one, range(len(samples)), chunksize=chunk), start=1):
             if done % group == 0:
                 report(group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from edgekit.compress.store.format import content_digest, picture_ids
 from edgekit.compress.store.table import Stores
 from edgekit.compress.training.order import steps_per_epoch
 from edgekit.compress.training.randomness import sample_ids
+from edgekit.cores import usable_cores
 from edgekit.data import check_broken
 from edgekit.errors import DataError
 from edgekit.images import ImageError, rgb_of
@@ -102,7 +102,7 @@ class PictureStream:
         sizes = step_sizes(len(self.dataset.train), self.steps_per_epoch)
         split.refuse_too_small(int(sizes[-1]))
         places = self._order.epoch(epoch, int(sizes[:start].sum()))
-        pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+        pool = ThreadPoolExecutor(max_workers=usable_cores())
         waiting: deque[tuple[list[Place], list[Future[StreamedPicture | None]], Share | None]] = deque()
         try:
             for step in in_steps(places, sizes[start:].tolist(), lambda place: place.key):

@@ -6,7 +6,6 @@ sees exactly the views that the teacher saw.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from edgekit.compress.store.reader import TeacherStore
 from edgekit.compress.store.sight import cut_views, plain_and_flipped, say
 from edgekit.compress.store.writer import StoreWriter, find_scores, writing
 from edgekit.compress.training.randomness import sample_ids
+from edgekit.cores import usable_cores
 from edgekit.data import Sample
 from edgekit.images import ImageError, rgb_of
 from edgekit.models.teacher import Teacher
@@ -111,7 +111,7 @@ def file_ids(samples: Sequence[Sample]) -> NDArray[np.uint64]:
     Raises:
         ImageError: one cannot be read.
     """
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         digests = list(pool.map(lambda sample: content_digest(_read(sample.path)), samples))
     return picture_ids([sample.key for sample in samples], digests)
 
@@ -141,7 +141,7 @@ def teach(
         LoadError: the store is damaged.
         WriteError: the disk refuses.
     """
-    with writing(path, note or (lambda line: None)), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with writing(path, note or (lambda line: None)), ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         plan = _with_all_views(plan, path)
         writer = StoreWriter(path, plan.key(teacher), teacher)
         taught = Taught(writer.store)

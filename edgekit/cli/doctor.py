@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import click
 
 from edgekit.cli.options import make_terminal, talk_options
+from edgekit.cores import usable_cores
 from edgekit.environment import (
     PARTS,
     Finding,
@@ -72,7 +72,7 @@ def _try_all(advance: object) -> list[Finding]:
         advance(1)
         return finding
 
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, usable_cores())) as pool:
         return list(pool.map(attempt, PARTS))
 
 

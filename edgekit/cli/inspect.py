@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from edgekit.cli.inspect_report import bundle_row, report_lines, roofline_lines
 from edgekit.cli.options import EXISTING, make_terminal, talk_options
+from edgekit.cores import usable_cores
 from edgekit.errors import EXIT_LOAD, EXIT_NEGATIVE, EXIT_OK, EdgekitError, LoadError, MissingExtraError, UsageError
 from edgekit.export.audit.audit import audit_contained, audit_runtime_contained, precision_reasons
 from edgekit.export.audit.record import Audit, RuntimeAudit
@@ -127,7 +127,7 @@ def _inspect_bundle(bundle: Path, terminal: Terminal, as_json: bool) -> int:
     files: list[dict[str, Any]] = []
     worst = EXIT_OK
     records = read_any_manifest(bundle).files
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # each waits for a child process
+    with ThreadPoolExecutor(max_workers=min(4, usable_cores())) as pool:  # each waits for a child process
         looks = list(pool.map(lambda record: _attempt(bundle, record), records))
     for record, look in zip(records, looks, strict=True):
         if isinstance(look, EdgekitError):

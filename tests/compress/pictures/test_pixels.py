@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def test_the_number_of_threads_changes_nothing(samples: list[Sample], monkeypatc
     samples[5].path.write_bytes(b"no picture")
     stores = []
     for count in (1, 8):
-        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        monkeypatch.setattr(pixels, "usable_cores", lambda count=count: count)
         stores.append(decode_train(samples, 32))
     assert (stores[0].pixels == stores[1].pixels).all()
     assert stores[0].samples == stores[1].samples

@@ -178,8 +178,8 @@ def forecast(table: MetricsTable, question: Question) -> Forecast:
     restarts = [at - timeline.seen for at in setting.restarts]
     futures = heat_restarts(futures, float(deficit[-1]), restarts, rng)
     low, median, high = np.quantile(setting.to_values(futures), (0.1, 0.5, 0.9), axis=0)
-    target = None if question.target is None else _reached(setting, futures, question.target)
-    by_epoch = np.zeros(0) if question.target is None else _hits(setting, futures, question.target).mean(axis=0)
+    target = None if setting.target is None else _reached(setting, futures, setting.target)
+    by_epoch = np.zeros(0) if setting.target is None else _hits(setting, futures, setting.target).mean(axis=0)
     return Forecast(
         metric=question.metric,
         direction="max" if setting.sign > 0 else "min",

@@ -35,7 +35,7 @@ class Question(BaseModel):
 
     Attributes:
         metric: the column to forecast.
-        target: the value to reach, in the metric's own unit.
+        target: the value to reach, in the metric's own unit, or in percent where the best possible value is 1.
         total_epochs: where the run ends; twice the epochs seen if not given.
         schedule: the learning-rate schedule of the run, if known.
         direction: "max" for higher-is-better; from the metric's name if not given.
@@ -66,6 +66,7 @@ class Setting:
         total_epochs: where the run ends.
         sign: +1 for higher-is-better, −1 for lower-is-better.
         best: the best value possible.
+        target: the value to reach, in the metric's own unit.
         restarts: index of the first epoch of the timeline that suffers each planned jump of the rate.
         notes: what was assumed or put in order.
     """
@@ -75,6 +76,7 @@ class Setting:
     total_epochs: float
     sign: float
     best: float
+    target: float | None
     restarts: tuple[int, ...]
     notes: tuple[str, ...]
 
@@ -116,6 +118,7 @@ def resolve(table: MetricsTable, question: Question) -> Setting:
         question.direction is None and bool(LOWER_IS_BETTER.search(question.metric))
     )
     best = _best_possible(question, values, lower=lower)
+    target = _target(question, values, best, notes, lower=lower)
     epochs, values, rate = _thin(epochs, values, rate, notes)
     total = _total_epochs(table, question, epochs, notes)
     coming = _coming_epochs(epochs, total)
@@ -128,12 +131,12 @@ def resolve(table: MetricsTable, question: Question) -> Setting:
         suffering = {int(np.searchsorted(every, jump.epoch + 1e-9, side="right")) for jump in found}
         restarts = tuple(sorted(at for at in suffering if len(epochs) <= at < len(every)))
     timeline = Timeline(every, planned, len(epochs))
-    return Setting(timeline, values, total, -1.0 if lower else 1.0, best, restarts, tuple(notes))
+    return Setting(timeline, values, total, -1.0 if lower else 1.0, best, target, restarts, tuple(notes))
 
 
 def _best_possible(question: Question, values: FloatArray, *, lower: bool) -> float:
-    """Return the bound of the metric, and refuse a target beyond it."""
-    low, high, target = float(values.min()), float(values.max()), question.target
+    """Return the bound of the metric."""
+    low, high = float(values.min()), float(values.max())
     if question.best is not None:
         best = question.best
     elif lower:
@@ -143,13 +146,24 @@ def _best_possible(question: Question, values: FloatArray, *, lower: bool) -> fl
     beyond = max(values.max() - best, 0.0) if not lower else max(best - values.min(), 0.0)
     if beyond > 0:
         raise UsageError(f"best={best:g} is no bound of {question.metric}, which lies in {low:g} to {high:g}.")
-    if target is not None and ((target < best) if lower else (target > best)):
-        kind = " (a fraction: 0.75 is 75 %)" if best == 1.0 else ""
-        raise UsageError(
-            f"the target {target:g} is beyond the best possible {question.metric}, {best:g}{kind}; "
-            f"the log has {low:g} to {high:g}. Give a target in the metric's own unit, or --best."
-        )
     return best
+
+
+def _target(question: Question, values: FloatArray, best: float, notes: list[str], *, lower: bool) -> float | None:
+    """Return the target in the metric's own unit, and refuse one beyond the best possible value.
+
+    Logs hold fractions while tables and plots show percent: a target of 75 for a metric of at most 1 means 0.75.
+    """
+    target, metric = question.target, question.metric
+    if target is None or (target >= best if lower else target <= best):
+        return target
+    if best == 1.0 and 1.0 < target <= 100.0:
+        notes.append(f"the target {target:g} is read as {target:g} %: {metric} is logged as a fraction")
+        return target / 100.0
+    raise UsageError(
+        f"the target {target:g} is beyond the best possible {metric}, {best:g}; the log has {values.min():g} to "
+        f"{values.max():g}. Give a target in the metric's own unit, or --best."
+    )
 
 
 def _thin(

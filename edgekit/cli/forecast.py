@@ -27,7 +27,7 @@ USUAL_METRICS = ("val_acc", "test_acc", "eval_accuracy", "val_accuracy", "val_to
 @click.command()
 @click.argument("metrics", type=EXISTING)
 @click.option("--metric", help="Column to forecast.  [default: the first known of the usual names]")
-@click.option("--target", type=float, help="Value to reach, in the metric's own unit.")
+@click.option("--target", type=float, help="Value to reach, in the metric's unit; of fractions, percent will do.")
 @click.option("--total-epochs", type=float, help="Length of the run.  [default: twice what is logged]")
 @click.option("--until", type=float, help="Look only at the log up to this epoch.")
 @click.option("--best", type=float, help="Best possible value.  [default: 0 for losses, 1 or 100 for rates]")

@@ -69,6 +69,12 @@ def test_run_folder_tells_its_schedule_and_length(tmp_path: Path) -> None:
     assert answer["notes"] == []
 
 
+def test_the_readmes_target_in_percent_is_taken(tmp_path: Path) -> None:
+    result = invoke(forecast, run_folder(tmp_path), "--target", 75, "--json")
+    assert json.loads(result.stdout)["target"]["value"] == 0.75
+    assert "the target 75 is read as 75 %" in result.stderr and "0.75 target" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [

@@ -136,6 +136,17 @@ def test_percent_and_fraction_are_the_same_forecast() -> None:
     assert percent.target_by_epoch == pytest.approx(fraction.target_by_epoch, abs=1e-3)
 
 
+def test_a_target_in_percent_for_a_log_of_fractions() -> None:
+    values = power_curve(20) / 100
+    percent, fraction = (
+        forecast(table_of(values), Question(metric="acc", total_epochs=40, target=target)) for target in (70, 0.7)
+    )
+    assert percent.target == fraction.target is not None
+    assert percent.target_by_epoch == fraction.target_by_epoch
+    (note,) = set(percent.notes) - set(fraction.notes)
+    assert note == "the target 70 is read as 70 %: acc is logged as a fraction"
+
+
 def test_error_rate_is_the_mirror_of_accuracy() -> None:
     values = power_curve(20)
     accuracy = forecast(table_of(values), Question(metric="acc", total_epochs=40, target=70))
@@ -182,7 +193,8 @@ def test_target_already_reached() -> None:
         ([50.0], {}, DataError, "1 epochs with a finite acc; a forecast needs at least 4"),
         ([1, math.nan, math.nan, 2, 3], {}, DataError, "has 3 epochs"),
         ([1, 2, 3, 4, 5], {"total_epochs": 5}, UsageError, "already has epoch 5 of 5"),
-        ([0.1, 0.2, 0.3, 0.4], {"target": 75}, UsageError, "a fraction: 0.75 is 75 %"),
+        ([0.1, 0.2, 0.3, 0.4], {"target": 101}, UsageError, "beyond the best possible acc, 1;"),
+        ([0.1, 0.2, 0.3, 0.4], {"target": 75, "best": 0.9}, UsageError, "beyond the best possible acc, 0.9;"),
         ([10, 20, 30, 40], {"target": 101}, UsageError, "beyond the best possible acc, 100"),
         ([10, 20, 30, 40], {"best": 35}, UsageError, "no bound of acc"),
         ([10, 20, 30, 40], {"metric": "ac"}, DataError, "did you mean 'acc'"),

@@ -14,6 +14,9 @@ RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 SEARCH_STEPS = 64
 """Candidates per bound that the searching methods try."""
 
+INT32_ROOM = 2**30
+"""A bias code stays below this, so that adding it to the sums of a layer cannot overflow 32 bits."""
+
 SMOOTHING = 1e-4
 """Share of the quantized distribution that "entropy" spreads evenly, so that a folded outlier costs little, not ∞."""
 
@@ -156,3 +159,13 @@ RANGE_METHODS: Mapping[RangeMethod, Callable[[Distribution, RangeConfig], tuple[
     "mse": mse,
     "entropy": entropy,
 }
+
+
+def least_weight_scale(bias: NDArray[np.floating], input_scale: float) -> NDArray[np.float64]:
+    """Return for each output channel the smallest weight scale with which its bias still fits 32 bits.
+
+    A bias is stored at scale(input) · scale(weights). The weights of a dead channel alone, whose γ is 0 and whose bias
+    is its β, would give a scale at which the bias ends at 2³¹ codes of next to nothing.
+    """
+    scales: NDArray[np.float64] = np.abs(bias.astype(np.float64)) / (input_scale * INT32_ROOM)
+    return scales

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.export.calibration.ranges import least_weight_scale
 from edgekit.export.onnx.graph import CONTRIB, FLOAT, OnnxGraph, attribute, of_kind
 from edgekit.export.onnx.surgery import Product
 
@@ -20,9 +21,6 @@ CODES: tuple[Code, Code] = ("uint8", "int8")
 
 CLAMPS = ("Relu", "Clip")
 """What a convolution's 8-bit output can do by its range alone."""
-
-INT32_ROOM = 2**30
-"""A bias code stays below this, so that adding it to the sums of a layer cannot overflow 32 bits."""
 
 
 @dataclass
@@ -215,7 +213,7 @@ def _weight_scale(
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale = np.abs(weight).max(axis=others) / 127
     if bias is not None:
-        scale = np.maximum(scale, np.abs(bias) / (input_step * INT32_ROOM))
+        scale = np.maximum(scale, least_weight_scale(bias, input_step))
     return np.where(scale > 0, scale, 1.0).astype(np.float32).astype(np.float64)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError
+from edgekit.export.calibration.ranges import least_weight_scale
 from edgekit.export.tflite.graph import Graph
 from edgekit.export.tflite.plan import LOGISTIC_CODES, WEIGHTED, Plan, data_inputs
 
@@ -48,10 +49,12 @@ def activation_codes(low: float, high: float, *, symmetric: bool) -> tuple[float
     return scale, int(np.clip(round(-128 - low / scale), -128, 127))
 
 
-def quantize_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Return codes in [-127, 127] of the shape of `weights`, and one scale per channel of `axis`."""
+def quantize_weights(
+    weights: NDArray[np.float32], axis: int, least: NDArray[np.float64] | float = SMALLEST_SCALE
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Return codes in [-127, 127] of the shape of `weights`, and one scale per channel of `axis`, at least `least`."""
     others = tuple(dimension for dimension in range(weights.ndim) if dimension != axis)
-    scales = np.maximum(np.abs(weights).max(axis=others).astype(np.float64) / 127, SMALLEST_SCALE)
+    scales = np.maximum(np.abs(weights).max(axis=others).astype(np.float64) / 127, np.maximum(least, SMALLEST_SCALE))
     shape = [-1 if dimension == axis else 1 for dimension in range(weights.ndim)]
     codes = np.clip(np.rint(weights / scales.reshape(shape)), -127, 127)
     return codes.astype(np.int8), scales
@@ -142,12 +145,12 @@ class StaticQuantizer:
 
     def _weights_and_bias(self, constants: list[int], axis: int, input_scale: float) -> list[int]:
         """Quantize the weights, and the bias to the scale of the accumulator; return the new tensors."""
-        weights, scales = self._int8_weights(constants[0], axis)
         bias = self.graph.constant(constants[1]) if len(constants) > 1 else None
         if bias is None:
-            return [weights, *constants[1:]]
+            return [self._int8_weights(constants[0], axis)[0], *constants[1:]]
+        weights, scales = self._int8_weights(constants[0], axis, least_weight_scale(bias, input_scale))
         accumulator = scales * input_scale
-        codes = np.clip(np.rint(bias / accumulator), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        codes = np.rint(bias / accumulator).astype(np.int32)
         quantized = self.graph.add_tensor(constants[1], "INT32", "_int32", codes)
         self.graph.set_quantization(quantized, accumulator, 0)
         return [weights, quantized]
@@ -159,11 +162,13 @@ class StaticQuantizer:
         operator.builtinOptions.asymmetricQuantizeInputs = True
         operator.opcodeIndex = self.graph.code("FULLY_CONNECTED", DYNAMIC_FULLY_CONNECTED)
 
-    def _int8_weights(self, tensor: int, axis: int) -> tuple[int, NDArray[np.float64]]:
+    def _int8_weights(
+        self, tensor: int, axis: int, least: NDArray[np.float64] | float = SMALLEST_SCALE
+    ) -> tuple[int, NDArray[np.float64]]:
         """Add the int8 form of constant weights; return its tensor and the scale of each output channel."""
         weights = self.graph.constant(tensor)
         assert weights is not None
-        codes, scales = quantize_weights(weights, axis)
+        codes, scales = quantize_weights(weights, axis, least)
         quantized = self.graph.add_tensor(tensor, "INT8", "_int8", codes)
         self.graph.set_quantization(quantized, scales, 0, axis)
         return quantized, scales

@@ -17,6 +17,14 @@ from edgekit.errors import LoadError, MissingExtraError
 
 METADATA_PREFIX = "edgekit."
 
+NUMPY_TYPES: Mapping[str, type[np.generic]] = {
+    "FLOAT16": np.float16, "FLOAT32": np.float32, "FLOAT64": np.float64,
+    "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
+    "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
+    "BOOL": np.bool_, "COMPLEX64": np.complex64, "COMPLEX128": np.complex128,
+}  # fmt: skip
+"""Tensor types of the schema that numpy has, too; the others are texts, handles, 4-bit numbers and narrow floats."""
+
 _BUILTIN_OF_OLD_FIELD = 127
 """Operator codes up to 127 are also kept in the 8-bit field that readers older than TensorFlow 2.4 look at."""
 
@@ -34,6 +42,11 @@ def schema() -> Any:
     return schema_py_generated
 
 
+def _names(codes: Any) -> dict[int, str]:
+    """Return code → name of one of the schema's enumerations."""
+    return {code: name for name, code in vars(codes).items() if not name.startswith("_")}
+
+
 class Graph:
     """The main subgraph of a TFLite model, open for change.
 
@@ -45,9 +58,8 @@ class Graph:
     def __init__(self, model: Any) -> None:
         self.schema = schema()
         self.model = model
-        self._names = {
-            code: name for name, code in vars(self.schema.BuiltinOperator).items() if not name.startswith("_")
-        }
+        self._names = _names(self.schema.BuiltinOperator)
+        self._types = _names(self.schema.TensorType)
 
     @classmethod
     def read(cls, path: Path) -> Graph:
@@ -113,17 +125,25 @@ class Graph:
         return name
 
     def constant(self, index: int) -> NDArray[Any] | None:
-        """Return the content of a constant tensor, None for a computed one. Float32, int8 and int32 are known."""
-        if index < 0:
+        """Return the content of a constant tensor, None for a computed one.
+
+        Raises:
+            LoadError: it is of a type that numpy has not, such as codes of 4 bits.
+        """
+        if not self.is_constant(index):
             return None
         tensor = self.tensors[index]
-        content = self.model.buffers[tensor.buffer].data
-        if content is None or len(content) == 0:
-            return None
-        types = self.schema.TensorType
-        known = {types.FLOAT32: np.float32, types.INT8: np.int8, types.INT32: np.int32}
-        raw = np.asarray(content, dtype=np.uint8).tobytes()
-        return np.frombuffer(raw, dtype=known[tensor.type]).reshape(list(tensor.shape))
+        kind = self._types.get(tensor.type, f"type {tensor.type}")
+        if kind not in NUMPY_TYPES:
+            name = bytes(tensor.name or b"").decode(errors="replace")
+            raise LoadError(f"the constant '{name}' is {kind}; edgekit reads {', '.join(NUMPY_TYPES)}")
+        raw = np.asarray(self.model.buffers[tensor.buffer].data, dtype=np.uint8).tobytes()
+        return np.frombuffer(raw, dtype=NUMPY_TYPES[kind]).reshape(list(tensor.shape))
+
+    def is_constant(self, index: int) -> bool:
+        """Tell whether a tensor's content is in the file; -1 stands for an input that is left out."""
+        content = self.model.buffers[self.tensors[index].buffer].data if index >= 0 else None
+        return content is not None and len(content) > 0
 
     def shape(self, tensor: int) -> list[int]:
         """Return a tensor's shape."""

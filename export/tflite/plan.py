@@ -63,9 +63,7 @@ class Plan:
 
 def data_inputs(graph: Graph, number: int) -> list[int]:
     """Return the computed (not constant) inputs of an operator."""
-    return [
-        int(tensor) for tensor in graph.operators[number].inputs if tensor >= 0 and graph.constant(int(tensor)) is None
-    ]
+    return [int(t) for t in graph.operators[number].inputs if t >= 0 and not graph.is_constant(int(t))]
 
 
 def plan_static(graph: Graph, keep_float: frozenset[int] = frozenset()) -> Plan:
@@ -150,7 +148,7 @@ def _is_silu(graph: Graph, product: int, logistic: int) -> bool:
 
 
 def _has_weights(graph: Graph, number: int) -> bool:
-    return graph.constant(int(graph.operators[number].inputs[1])) is not None
+    return graph.is_constant(int(graph.operators[number].inputs[1]))
 
 
 def _rows(graph: Graph, tensor: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,95 +16,16 @@ from edgekit.bench.metrics import agreement, classification_scores, correct, emb
 from edgekit.bench.results import Answers, BenchRow
 from edgekit.bench.significance import ScoreError, compare_accuracy
 from edgekit.bench.state import State
-from edgekit.data import ImageDataset, Sample, load_dataset
-from edgekit.errors import DataError, EdgekitError, UsageError
+from edgekit.bench.truth import Truth
+from edgekit.data import Sample
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.export.contained import call_contained
 from edgekit.export.export_clips import frames_of
 from edgekit.export.session import FloatArray, Outputs
-from edgekit.listing import LAYOUTS, list_csv, list_folder
-from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess, load_batch
-from edgekit.shards import refuse_shards
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 _CHUNK = 64
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Labelled pictures, and what the teacher says of them.
-
-    Attributes:
-        name: of the data, for the report.
-        classes: in the order of the labels.
-        samples: the pictures.
-        labels: (n,) int64.
-        teacher: the teacher's recorded outputs; None where they are not known for all pictures.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    labels: NDArray[np.int64]
-    teacher: Outputs | None
-    frames: int = 1
-    """of each sample; with more than one the samples are clips."""
-
-
-def load_truth(
-    data: Path,
-    run: Path | None,
-    *,
-    val_fraction: float | None,
-    max_images: int | None,
-    seed: int,
-    frames: int = 1,
-) -> Truth:
-    """Read the validation split of `data`, and what the teacher of `run` said of it.
-
-    Args:
-        data: folder or CSV.
-        run: run folder, or None.
-        val_fraction: as for distill.
-        max_images: most pictures, spread evenly over the classes; None takes all.
-        seed: of the split, where `val_fraction` makes one.
-        frames: that the models take; with more than one, `data` holds clips.
-
-    Raises:
-        DataError: the data cannot be used.
-        LoadError: the run's teacher record is damaged.
-    """
-    refuse_shards(data, "--data names")
-    whole = _whole_source(data) if run is None and val_fraction is None and frames == 1 else None
-    dataset = whole or load_dataset(
-        data, val_fraction=val_fraction, seed=seed, kind="clips" if frames > 1 else "pictures"
-    )
-    samples = dataset.val
-    if max_images is not None and max_images < len(samples):
-        rows = np.linspace(0, len(samples) - 1, max_images).round().astype(int)  # the list is sorted by class
-        samples = tuple(samples[row] for row in rows)
-    record = read_record(run) if run is not None and run.is_dir() else None
-    said = record.select([sample.key for sample in samples]) if record is not None else None
-    labels = np.array([sample.label for sample in samples], np.int64)
-    teacher = {"embedding": said[0], "logits": said[1]} if said is not None else None
-    return Truth(dataset.root.name, dataset.classes, samples, labels, teacher, frames)
-
-
-def _whole_source(data: Path) -> ImageDataset | None:
-    """Return all labelled pictures of a source that does not split them: no one trains here. None where it does.
-
-    Raises:
-        DataError: no labelled picture.
-    """
-    listed = list_folder(data) if data.is_dir() else list_csv(data)
-    if any(picture.split for picture in listed):
-        return None
-    classes = tuple(sorted({picture.label for picture in listed if picture.label is not None}))
-    if not classes:
-        raise DataError(f"{data} has no labelled pictures. {LAYOUTS}")
-    number = {name: at for at, name in enumerate(classes)}
-    samples = tuple(Sample(p.key, p.path, number[p.label]) for p in listed if p.label is not None)
-    return ImageDataset(data, classes, (), tuple(sorted(samples, key=lambda s: s.key)))
 
 
 def number_classes(states: Sequence[State], truth: Truth, given: Sequence[str] | None) -> None:

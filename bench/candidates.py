@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.bench.results import Kind
+from edgekit.bench.trained_on import TrainedOn, trained_on_of_bundle, trained_on_of_run
 from edgekit.bench.worker import Opening
 from edgekit.errors import EdgekitError, LoadError, UsageError
 from edgekit.export.clip.bundle import TOWERS, is_clip_bundle
@@ -61,6 +62,7 @@ class Candidate:
         outputs: names of what it gives, as its manifest tells.
         classes: which class each of its scores is, as its manifest tells.
         accelerator: what runs it, where that can be chosen, e.g. "webgpu"; "" takes the runtime's usual.
+        trained: what is recorded of its training; None where nothing is.
         note: what a reader of its row must know.
         problem: why it is not even opened.
     """
@@ -83,6 +85,7 @@ class Candidate:
     outputs: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     accelerator: str = ""
+    trained: TrainedOn | None = None
     note: str = ""
     problem: str | None = None
 
@@ -203,6 +206,7 @@ def _artifact(name: str, given: Given, threads: int) -> Candidate:
         claimed=given.record.precision if given.record else None,
         outputs=listed.outputs if listed else (),
         classes=listed.classes if listed else (),
+        trained=trained_on_of_bundle(listed) if listed else None,
     )
 
 
@@ -242,6 +246,7 @@ def student_candidate(run: Path, threads: int) -> Candidate:
         size_bytes=file.stat().st_size,
         parameters=count_parameters(student),
         frames=student.spec.frames,
+        trained=trained_on_of_run(run),
     )
 
 

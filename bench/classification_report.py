@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from edgekit.bench.classification_intervals import ClassificationIntervals, classification_intervals
-from edgekit.bench.labelled_pictures import LabelledPictures, labelled_pictures
+from edgekit.bench.labelled_pictures import LabelledPictures, labelled_pictures, unseen_pictures
 from edgekit.bench.metrics import ClassificationScores, classification_scores
+from edgekit.bench.trained_on import trained_on_of_file
+from edgekit.bench.truth import Judged
 from edgekit.errors import UsageError
 from edgekit.export.session import FloatArray, Session, run_batched
 from edgekit.preprocess import Preprocess, load_batch
@@ -32,6 +34,7 @@ class ClassificationReport:
         classes: in the order of the logits.
         scores: top-1 and top-5 with Wilson's intervals, and the other scores.
         intervals: of macro-F1, cross-entropy and calibration error.
+        notes: whether the pictures are of those that the model was trained on.
     """
 
     model: str
@@ -40,6 +43,7 @@ class ClassificationReport:
     classes: tuple[str, ...]
     scores: ClassificationScores
     intervals: ClassificationIntervals
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -53,11 +57,16 @@ class ClassificationReport:
             "classes": list(self.classes),
             **values,
             **asdict(self.intervals),
+            "notes": list(self.notes),
         }
 
 
-def judge_classifier(model: Path, data: Path, threads: int, bar: Progress) -> ClassificationReport:
-    """Judge a run's student or classifier, or an artifact that lies in a bundle.
+def judge_classifier(
+    model: Path, data: Path, threads: int, bar: Progress, val_fraction: float | None = None
+) -> ClassificationReport:
+    """Judge a run's student or classifier, or an artifact that lies in a bundle, on what it was not trained on.
+
+    `val_fraction` of a source that is not split is scored; None takes what the run records.
 
     Raises:
         UsageError: an artifact whose classes are not known.
@@ -65,7 +74,7 @@ def judge_classifier(model: Path, data: Path, threads: int, bar: Progress) -> Cl
         DataError: the pictures cannot be used, or show classes that the model does not know.
     """
     session, classes, contract = _open(model, threads)
-    pictures = labelled_pictures(data, classes)
+    pictures = unseen_pictures(data, classes, Judged(model.name, trained_on_of_file(model)), val_fraction)
     logits = _run(lambda images: run_batched(session, images)["logits"], pictures, contract, bar)
     return _report(str(model), data, pictures, logits)
 
@@ -135,4 +144,5 @@ def _report(model: str, data: Path, pictures: LabelledPictures, logits: FloatArr
         pictures.classes,
         classification_scores(logits, pictures.labels),
         classification_intervals(logits, pictures.labels),
+        pictures.notes,
     )

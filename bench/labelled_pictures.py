@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.bench.truth import Judged, held_out
 from edgekit.errors import DataError
 from edgekit.listing import LAYOUTS, list_csv, list_folder, name_some
 
@@ -22,12 +23,14 @@ class LabelledPictures:
         paths: the pictures, sorted.
         labels: (N,) int64.
         subset: what part of the source they are, for the report.
+        notes: whether they are of those that the model was trained on.
     """
 
     classes: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]
     subset: str
+    notes: tuple[str, ...] = ()
 
 
 def labelled_pictures(source: Path, classes: Sequence[str] | None = None) -> LabelledPictures:
@@ -44,10 +47,47 @@ def labelled_pictures(source: Path, classes: Sequence[str] | None = None) -> Lab
         raise DataError(f"{source} is not there. {LAYOUTS}")
     listed = list_folder(source) if source.is_dir() else list_csv(source)
     split = any(picture.split for picture in listed)
-    kept = [p for p in listed if p.label is not None and (not split or p.split == "val")]
+    kept = [(p.path, p.label) for p in listed if p.label is not None and (not split or p.split == "val")]
     if not kept:
         raise DataError(f"{source} has no labelled {'validation ' if split else ''}pictures. {LAYOUTS}")
-    found = sorted({str(picture.label) for picture in kept})
+    return _numbered(source, classes, kept, "validation pictures" if split else "pictures, the whole source")
+
+
+def unseen_pictures(
+    source: Path, classes: Sequence[str], model: Judged, val_fraction: float | None
+) -> LabelledPictures:
+    """List the pictures that a model held out of its training, as far as that is known; else as `labelled_pictures`.
+
+    Args:
+        source, classes: as there.
+        model: what is recorded of its training.
+        val_fraction: share to hold out of a source that is not split; None takes the recorded one.
+
+    Raises:
+        DataError: no labelled pictures, classes that the model does not know, or they cannot be split.
+    """
+    try:
+        dataset, notes = held_out(source, (model,), val_fraction, "pictures")
+    except DataError:
+        if val_fraction is not None:
+            raise
+        # a class without training pictures, say, is no hindrance here, but then nothing is known of the split
+        note = f"May include training pictures of {model.name}: these are not the data and split that it records."
+        return replace(labelled_pictures(source, classes), notes=(note,))
+    kept = [(sample.path, dataset.classes[sample.label]) for sample in dataset.val if sample.label is not None]
+    return _numbered(
+        source, classes, kept, "validation pictures" if dataset.train else "pictures, the whole source", notes
+    )
+
+
+def _numbered(
+    source: Path,
+    classes: Sequence[str] | None,
+    kept: Sequence[tuple[Path, str]],
+    part: str,
+    notes: tuple[str, ...] = (),
+) -> LabelledPictures:
+    found = sorted({label for _, label in kept})
     known = tuple(classes) if classes is not None else tuple(found)
     unknown = [name for name in found if name not in known]
     if unknown:
@@ -56,6 +96,5 @@ def labelled_pictures(source: Path, classes: Sequence[str] | None = None) -> Lab
             f"{name_some(known)}"
         )
     number = {name: at for at, name in enumerate(known)}
-    labels = np.array([number[str(picture.label)] for picture in kept], np.int64)
-    part = "validation pictures" if split else "pictures, the whole source"
-    return LabelledPictures(known, tuple(p.path for p in kept), labels, f"{len(kept)} {part}")
+    labels = np.array([number[label] for _, label in kept], np.int64)
+    return LabelledPictures(known, tuple(path for path, _ in kept), labels, f"{len(kept)} {part}", notes)

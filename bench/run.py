@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from edgekit.bench.accuracy import Progress, Truth, answers, load_truth, number_classes, run_pictures, score
+from edgekit.bench.accuracy import Progress, answers, number_classes, run_pictures, score
 from edgekit.bench.candidates import (
     Candidate,
     artifact_candidates,
@@ -24,6 +24,7 @@ from edgekit.bench.proof import prove
 from edgekit.bench.results import Answers, BenchReport, RawSamples
 from edgekit.bench.state import State, open_state, read_precision, start_state, wait_for_libraries
 from edgekit.bench.timings import time_batches, time_one, time_sustained
+from edgekit.bench.truth import Judged, Truth, load_truth
 from edgekit.errors import DataError, UsageError
 
 
@@ -36,14 +37,13 @@ class BenchConfig:
         baseline: run folder of the PyTorch student that speed-ups and accuracy changes refer to, whose teacher is
             shown beside it; None compares with the first file that can be timed.
         data: pictures with labels; None measures latency alone.
-        val_fraction: as for distill.
+        val_fraction: as for distill; None takes what the run records.
         labels: one a line, which class each score of a file without manifest is; None asks the files themselves.
         threads: of every runtime.
         max_images: most validation pictures; None takes all.
         latency: how to time; None leaves it out.
         batch_size: time batches of this size, too, where a file takes them; None leaves it out.
         duration_s: call each model without a pause for this long at the end; None leaves it out.
-        seed: of the split, where `val_fraction` makes one.
     """
 
     files: tuple[Path, ...]
@@ -56,7 +56,6 @@ class BenchConfig:
     latency: LatencyConfig | None = field(default_factory=LatencyConfig)
     batch_size: int | None = None
     duration_s: float | None = None
-    seed: int = 0
 
 
 def run_bench(config: BenchConfig, progress: Progress | None = None, place: Place | None = None) -> BenchReport:
@@ -96,7 +95,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None, place: Plac
         rows=tuple(state.row for state in states),
         baseline=baseline,
         machine=machine,
-        data=f"{len(truth.samples)} {'clips' if truth.frames > 1 else 'pictures'} of {truth.name}" if truth else None,
+        data=f"{len(truth.samples)} {truth.kind} of {truth.name}" if truth else None,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         edgekit_version=metadata.version("edgekit"),
         latency_config=config.latency,
@@ -104,7 +103,7 @@ def run_bench(config: BenchConfig, progress: Progress | None = None, place: Plac
         answers=right,
         problems=tuple(problems),
         device=held.device,
-        notes=(*_notes(states), *held.notes),
+        notes=(*(truth.notes if truth else ()), *_notes(states), *held.notes),
     )
 
 
@@ -168,9 +167,9 @@ def _accuracy(
         truth = load_truth(
             config.data,
             config.baseline,
+            _judged(states),
             val_fraction=config.val_fraction,
             max_images=config.max_images,
-            seed=config.seed,
             frames=frames,
         )
         number_classes(states, truth, labels)
@@ -180,6 +179,15 @@ def _accuracy(
         return None, {}
     score(states, truth, baseline)
     return truth, answers(states, truth)
+
+
+def _judged(states: Sequence[State]) -> list[Judged]:
+    """Return the models that will give class scores, as far as that is known."""
+    return [
+        Judged(one.name, one.trained)
+        for one in (state.candidate for state in states if state.alive)
+        if one.scored and (not one.outputs or "logits" in one.outputs)
+    ]
 
 
 def _frames(states: Sequence[State]) -> int:

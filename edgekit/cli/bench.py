@@ -39,7 +39,7 @@ from edgekit.terminal import print_json
     type=EXISTING,
     help="Text file, one label a line: which class each score is, of files that no manifest tells of.",
 )
-@click.option("--val-fraction", type=float, help="As for distill.")
+@click.option("--val-fraction", type=float, help="As for distill.  [default: the run's]")
 @click.option("--max-images", type=click.IntRange(1), help="Most validation pictures.  [default: all]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of every runtime.")
 @click.option(

@@ -73,17 +73,23 @@ def zeroshot(**options: Any) -> None:
 @evaluate.command()
 @click.argument("model", type=EXISTING)
 @click.option("--data", type=EXISTING, required=True, help="Labelled pictures: folders of classes, or a CSV.")
+@click.option("--val-fraction", type=float, help="Share to judge on, of data that is not split.  [default: the run's]")
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of an artifact's runtime."
 )
 @talk_options
 def classify(**options: Any) -> None:
-    """Classify pictures with a distilled or trained run, or with an exported artifact of a bundle."""
+    """Classify pictures with a distilled or trained run, or with an exported artifact of a bundle.
+
+    A run is judged on the pictures that it held out. Where that is not known, the last line says so.
+    """
     terminal = make_terminal(options["quiet"], options["verbose"])
 
     from edgekit.bench.classification_report import judge_classifier
 
-    report = judge_classifier(options["model"], options["data"], options["threads"], terminal.bar)
+    report = judge_classifier(
+        options["model"], options["data"], options["threads"], terminal.bar, options["val_fraction"]
+    )
     _show_classification(terminal, report)
     if options["as_json"]:
         print_json("classification", report.to_json())
@@ -136,6 +142,8 @@ def _show_classification(terminal: Terminal, report: ClassificationReport) -> No
     rows.append(["calibration error %", _range(more.calibration_error)])
     terminal.table([report.model, "value (95 % interval)"], rows)
     terminal.say(f"{report.source}: {report.subset}, {len(report.classes)} classes.")
+    for note in report.notes:
+        terminal.say(note)
 
 
 def _range(value: Interval) -> str:

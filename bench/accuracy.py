@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,13 @@ def number_classes(states: Sequence[State], truth: Truth, given: Sequence[str] |
         states: the candidates.
         truth: the data.
         given: labels for files that no manifest tells of; None asks those files themselves.
+
+    A position alone would not do for anyone: of a folder that was renamed all later classes would be others.
     """
     for state in states:
         candidate = state.candidate
-        if not (state.alive and candidate.scored and candidate.kind == "artifact"):
+        told = candidate.kind == "teacher" and truth.teacher is not None and state.row.status == "ok"
+        if not (told or (state.alive and candidate.scored)):
             continue
         try:
             labels = candidate.classes or given or _own_labels(candidate.path)
@@ -121,18 +124,20 @@ def answers(states: Sequence[State], truth: Truth) -> dict[str, Answers]:
 
 def score(states: Sequence[State], truth: Truth, baseline: str) -> None:
     """Fill the accuracy columns of every row whose candidate gave outputs."""
-    by_name = {state.candidate.name: state for state in states}
-    student = next((s.outputs for s in states if s.candidate.kind == "student"), None)
-    first = by_name.get(baseline)
-    known = first is not None and first.outputs is not None and "logits" in first.outputs and first.row.status == "ok"
-    reference = _right(first, first.outputs, truth) if known and first and first.outputs else None
-    for state in states:
-        if state.outputs is None or "logits" not in state.outputs:
-            continue
-        try:
-            state.row = _scored(state, truth, student, reference, baseline)
-        except (ScoreError, UsageError) as e:
-            state.fail(str(e))
+    by_kind = {state.candidate.kind: state for state in states}
+    beside = _Beside(by_kind.get("teacher"), by_kind.get("student"))
+    scored = [state for state in states if state.outputs is not None and "logits" in state.outputs]
+    for state in scored:
+        _fill(state, truth, beside)
+    # only now: a baseline that cannot be scored must not take the others with it
+    first = next((s for s in scored if s.candidate.name == baseline and s.row.scores is not None), None)
+    if first is None or first.outputs is None:
+        return
+    reference = _right(first, first.outputs, truth)
+    for state in scored:
+        if state is not first and state.row.scores is not None and state.outputs is not None:
+            change = compare_accuracy(_right(state, state.outputs, truth), reference)
+            state.row = replace(state.row, accuracy=change)
 
 
 def _right(state: State, outputs: Outputs, truth: Truth) -> NDArray[np.bool_]:
@@ -162,17 +167,28 @@ def _labels(state: State, truth: Truth) -> NDArray[np.int64]:
     return truth.labels
 
 
-def _scored(
-    state: State, truth: Truth, student: Outputs | None, reference: NDArray[np.bool_] | None, baseline: str
-) -> BenchRow:
-    """Return the row with every accuracy column that can be computed."""
+@dataclass(frozen=True)
+class _Beside:
+    """The models whose answers others are compared with, where they are there."""
+
+    teacher: State | None
+    student: State | None
+
+
+def _fill(state: State, truth: Truth, beside: _Beside) -> None:
+    try:
+        state.row = _scored(state, truth, beside)
+    except (ScoreError, UsageError) as e:
+        state.fail(str(e))
+
+
+def _scored(state: State, truth: Truth, beside: _Beside) -> BenchRow:
+    """Return the row with every accuracy column that the model's own answers give."""
     assert state.outputs is not None
     logits = state.outputs["logits"]
-    labels = _labels(state, truth)
-    row = replace(state.row, scores=classification_scores(logits, labels))
-    alike = state.classes is None or state.classes == truth.classes
-    if truth.teacher is not None and state.candidate.kind != "teacher" and alike:
-        said = truth.teacher
+    row = replace(state.row, scores=classification_scores(logits, _labels(state, truth)))
+    said, teacher, student = truth.teacher, beside.teacher, beside.student
+    if said is not None and teacher is not state and _alike(state, teacher, said, truth):
         row = replace(
             row,
             agreement_teacher=agreement(logits, said["logits"]),
@@ -180,8 +196,15 @@ def _scored(
         )
         if "embedding" in state.outputs and state.outputs["embedding"].shape == said["embedding"].shape:
             row = replace(row, embedding_cosine=embedding_cosine(said["embedding"], state.outputs["embedding"]))
-    if student is not None and state.candidate.kind == "artifact" and alike:
-        row = replace(row, agreement_student=agreement(logits, student["logits"]))
-    if reference is not None and state.candidate.name != baseline:
-        row = replace(row, accuracy=compare_accuracy(correct(logits, labels), reference))
+    judged = student is not None and student is not state and student.row.status == "ok"
+    if judged and student is not None and student.outputs and _alike(state, student, student.outputs, truth):
+        row = replace(row, agreement_student=agreement(logits, student.outputs["logits"]))
     return row
+
+
+def _alike(state: State, other: State | None, said: Outputs, truth: Truth) -> bool:
+    """Whether the scores of two models are of the same classes in the same order."""
+    theirs = (other.candidate.classes if other is not None else ()) or truth.classes
+    assert state.outputs is not None
+    same = "logits" in said and said["logits"].shape == state.outputs["logits"].shape
+    return same and (state.classes or truth.classes) == theirs

@@ -1,18 +1,16 @@
-"""The models under test: teacher, student and artifacts, and what bench must know to open and feed each of them.
+"""The files under test, and what bench must know of a model, file or not, to open and feed it.
 
 Files are only hashed here. What opens one runs in a process of its own, see `edgekit.bench.worker`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from edgekit.bench.results import Kind
-from edgekit.bench.trained_on import TrainedOn, trained_on_of_bundle, trained_on_of_run
+from edgekit.bench.trained_on import TrainedOn, trained_on_of_bundle
 from edgekit.bench.worker import Opening
 from edgekit.errors import EdgekitError, LoadError, UsageError
 from edgekit.export.clip.bundle import TOWERS, is_clip_bundle
@@ -28,7 +26,6 @@ from edgekit.export.manifest import (
 )
 from edgekit.export.parity import Precision
 from edgekit.export.runtimes import CAN_BE_TIMED, DEFAULT_RUNTIME, Format, format_of, is_package, size_bytes
-from edgekit.models.teacher_record import read_record
 from edgekit.preprocess import Preprocess
 
 UNREAD = "?"
@@ -39,7 +36,6 @@ LIBRARIES: Mapping[Format, tuple[str, ...]] = {
     "coreml": ("torch",),
     "saved_model": (),  # TensorFlow is in a process of its own, of another environment perhaps
 }
-_EAGER = ("torch", "timm", "edgekit.export.deploy")
 
 
 @dataclass(frozen=True)
@@ -222,66 +218,3 @@ def _of_texts(known: Candidate, manifest: TextManifest, form: Format, threads: i
         scored=False,
         note=f"takes texts: its latency is of one text of {manifest.input.length} ids",
     )
-
-
-def student_candidate(run: Path, threads: int) -> Candidate:
-    """Return the run's student in eager PyTorch.
-
-    Raises:
-        LoadError: the run holds no student.
-    """
-    from edgekit.models.checkpoint import load_student, student_file
-    from edgekit.models.complexity import count_parameters
-
-    student = load_student(run)
-    file = student_file(run)
-    return Candidate(
-        "student",
-        "student",
-        "pytorch",
-        "fp32",
-        Opening("edgekit.bench.openers:student", (str(run.absolute()), threads), _EAGER),
-        sha256=sha256_of(file),
-        contract=student.spec.preprocess,
-        size_bytes=file.stat().st_size,
-        parameters=count_parameters(student),
-        frames=student.spec.frames,
-        trained=trained_on_of_run(run),
-    )
-
-
-def teacher_candidate(run: Path, threads: int) -> Candidate | None:
-    """Return the run's teacher: itself to be timed, or only its recorded answers; None where the run had none."""
-    record = read_record(run) if run.is_dir() else None
-    if record is None:
-        return None
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    recorded: dict[str, Any] = facts["teacher"]
-    frames = int(facts["student"].get("frames", 1))
-    if recorded["fingerprint"] is None:
-        return Candidate("teacher", "teacher", "embeddings", "fp16", None, timed=False, scored=False)
-    parameters: int | None = recorded["parameters"]
-    name = _absolute(str(recorded["name"]))
-    return Candidate(
-        "teacher",
-        "teacher",
-        "onnx" if name.endswith(".onnx") else "pytorch",
-        "fp32",
-        Opening(
-            "edgekit.bench.openers:teacher",
-            (name, str(recorded["fingerprint"]), threads, frames),
-            ("torch", "onnxruntime") if name.endswith(".onnx") else ("torch", "open_clip"),
-        ),
-        size_bytes=4 * parameters if parameters else None,
-        parameters=parameters,
-        scored=False,
-        frames=frames,
-    )
-
-
-def _absolute(name: str) -> str:
-    """Return a teacher's name, or where it is a file's its absolute path: another process works in another folder."""
-    if Path(name).exists():
-        return str(Path(name).absolute())
-    architecture, colon, weights = name.partition(":")  # open_clip's ARCH:FILE
-    return f"{architecture}:{Path(weights).absolute()}" if colon and Path(weights).is_file() else name

@@ -10,18 +10,13 @@ from importlib import metadata
 from pathlib import Path
 
 from edgekit.bench.accuracy import Progress, answers, number_classes, run_pictures, score
-from edgekit.bench.candidates import (
-    Candidate,
-    artifact_candidates,
-    given_artifacts,
-    student_candidate,
-    teacher_candidate,
-)
+from edgekit.bench.candidates import Candidate, artifact_candidates, given_artifacts
 from edgekit.bench.labels import read_labels
 from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.place import Place, ThisMachine
 from edgekit.bench.proof import prove
 from edgekit.bench.results import Answers, BenchReport, RawSamples
+from edgekit.bench.run_candidates import student_candidate, teacher_candidate
 from edgekit.bench.state import State, open_state, read_precision, start_state, wait_for_libraries
 from edgekit.bench.timings import time_batches, time_one, time_sustained
 from edgekit.bench.truth import Judged, Truth, load_truth

@@ -94,6 +94,8 @@ def load_truth(
         notes = (*notes, "The run does not hold what its teacher says of all of these: nothing is compared with it.")
     labels = np.array([sample.label for sample in samples], np.int64)
     teacher = {"embedding": said[0], "logits": said[1]} if said is not None else None
+    if said is not None and not all(np.isfinite(values).all() for values in said):
+        teacher, notes = None, (*notes, "What the run holds of its teacher is not finite: nothing is compared with it.")
     return Truth(dataset.root.name, dataset.classes, samples, labels, teacher, frames, notes)
 
 

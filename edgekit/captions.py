@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,15 @@ class CaptionedSet:
         captions: one or more captions per picture, in the file's order.
         splits: side of each picture; empty where the source does not split.
         notes: what the user should know of the source, a line each.
+        test: pictures of a test split beside a validation split, which neither train nor choose the best epoch; None
+            where there is none.
     """
 
     samples: tuple[Sample, ...]
     captions: tuple[tuple[str, ...], ...]
     splits: tuple[Split, ...] = ()
     notes: tuple[str, ...] = ()
+    test: CaptionedSet | None = None
 
     def texts(self) -> list[str]:
         """Return all captions in one list."""
@@ -105,7 +108,8 @@ def load_captions(source: Path, pictures: Path | None = None) -> CaptionedSet:
 
     Args:
         source: the CSV, UTF-8, whose columns may be called image, path, filename or file_name, and caption or text,
-            and perhaps split; or a folder, see `CAPTION_LAYOUTS`.
+            and perhaps split; or a folder, see `CAPTION_LAYOUTS`. Of several of `VAL_NAMES` the first is for
+            validation, the others are left out.
         pictures: the folder that image paths are relative to; where not given, the CSV's own or `images` in it.
 
     Raises:
@@ -165,14 +169,29 @@ def _from_table(file: Path, pictures: Path | None) -> CaptionedSet:
         captions[row.name].append(row.caption)
     if not captions:
         raise DataError(f"{file} has no rows below its header; expected one row image,caption per caption.")
-    names = sorted(captions)
+    said = _splits(file, rows)
+    val = next((name for name in VAL_NAMES if name in said.values()), None)
+    aside = {name: split for name, split in said.items() if split not in ("train", val)}
+    names = sorted(captions.keys() - aside.keys())
     root = pictures or _picture_folder(file.parent, names)
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         raise DataError(f"{file} names {len(missing)} pictures that are not in {root}: {name_some(missing)}.")
-    samples = tuple(Sample(name, root / name, None) for name in names)
-    kept = tuple(tuple(captions[name]) for name in names)
-    return CaptionedSet(samples, kept, _splits(file, rows, names), _notes(file, root, names))
+    splits: tuple[Split, ...] = tuple("train" if said[name] == "train" else "val" for name in names) if said else ()
+    test = [name for name in sorted(aside) if aside[name] == "test"]
+    return CaptionedSet(
+        *_named(root, captions, names),
+        splits,
+        (*_left_out(aside, str(val)), *_mute(file, root, names, aside)),
+        CaptionedSet(*_named(root, captions, test)) if test else None,
+    )
+
+
+def _named(
+    root: Path, captions: Mapping[str, Sequence[str]], names: Sequence[str]
+) -> tuple[tuple[Sample, ...], tuple[tuple[str, ...], ...]]:
+    """Return the pictures of these names and their captions."""
+    return tuple(Sample(name, root / name, None) for name in names), tuple(tuple(captions[name]) for name in names)
 
 
 def _picture_folder(parent: Path, names: Sequence[str]) -> Path:
@@ -181,8 +200,8 @@ def _picture_folder(parent: Path, names: Sequence[str]) -> Path:
     return max(places, key=lambda place: sum((place / name).is_file() for name in names[:20]))
 
 
-def _splits(file: Path, rows: Iterable[_Row], names: Sequence[str]) -> tuple[Split, ...]:
-    """Return the side of each picture; empty where no row says one."""
+def _splits(file: Path, rows: Iterable[_Row]) -> dict[str, str]:
+    """Return the split that the file names for each picture; empty where no row says one."""
     said: dict[str, str] = {}
     for row in rows:
         if row.split and row.split not in ("train", *VAL_NAMES):
@@ -194,26 +213,31 @@ def _splits(file: Path, rows: Iterable[_Row], names: Sequence[str]) -> tuple[Spl
                 "its captions belong to one split."
             )
     if not any(said.values()):
-        return ()
-    bare = [name for name in names if not said[name]]
+        return {}
+    bare = sorted(name for name, split in said.items() if not split)
     if bare:
         raise DataError(f"{file}: {len(bare)} pictures have no split, others do: {name_some(bare)}.")
-    return tuple("train" if said[name] == "train" else "val" for name in names)
+    return said
 
 
-def _notes(file: Path, root: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Name the pictures beside the captioned ones that nothing is said of, and captions that were decoded wrongly."""
+def _left_out(aside: Mapping[str, str], val: str) -> Iterator[str]:
+    """Say which splits beside the validation split are left out."""
+    for split, count in sorted(Counter(aside.values()).items()):
+        yield f"{count} pictures of the split '{split}' are left out: those of '{val}' are for validation"
+
+
+def _mute(file: Path, root: Path, names: Sequence[str], aside: Iterable[str]) -> Iterator[str]:
+    """Name the pictures beside the captioned ones that nothing is said of."""
     folders = Counter((root / name).parent for name in names)
-    known = {root / name for name in names}
+    known = {root / name for name in (*names, *aside)}
     mute = sorted(
         (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()  # names may be absolute
         for folder in folders
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path not in known
     )
-    if not mute:
-        return ()
-    return (f"{len(mute)} pictures beside the captioned ones have no caption in {file.name}: {name_some(mute)}",)
+    if mute:
+        yield f"{len(mute)} pictures beside the captioned ones have no caption in {file.name}: {name_some(mute)}"
 
 
 def _rows(file: Path) -> list[_Row]:

@@ -144,6 +144,21 @@ def test_the_split_of_the_file_counts(folder: Path) -> None:
         split_captions(found, 0.5, seed=5)
 
 
+def test_a_test_split_beside_a_validation_split_chooses_nothing(folder: Path) -> None:
+    sides = {"c": "train", "d": "train", "e": "val", "f": "val", "g": "test", "h": "test"}
+    for name in "cdefg":  # h is not there, and nobody asks for it
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    lines = [f"{name}.png,{name} {at},{split}" for name, split in sides.items() for at in (1, 2)]
+    found = load_captions(write(folder, "\n".join(["image,caption,split", *lines])))
+    split = split_captions(found, None, seed=0)
+    assert [sample.key for sample in split.train.samples] == ["c.png", "d.png"]
+    assert [sample.key for sample in split.val.samples] == ["e.png", "f.png"]
+    assert found.test is not None and [sample.key for sample in found.test.samples] == ["g.png", "h.png"]
+    assert found.test.captions == (("g 1", "g 2"), ("h 1", "h 2"))
+    assert found.notes[0] == "2 pictures of the split 'test' are left out: those of 'val' are for validation"
+    assert "g.png" not in "".join(found.notes[1:]), "what is left out is not without captions"
+
+
 @pytest.mark.parametrize(("count", "share", "message"), [(10, 1.0, "between 0 and 1"), (5, 0.1, "0 of 5 .*validation")])
 def test_a_split_that_leaves_nothing_is_refused(count: int, share: float, message: str) -> None:
     with pytest.raises(DataError, match=message):

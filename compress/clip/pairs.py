@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from edgekit.captions import CaptionedSet, load_captions, split_captions
+from edgekit.captions import CaptionedSet, CaptionSplit, load_captions, split_captions
 from edgekit.compress.clip.batches import captioned_only
 from edgekit.compress.pictures.pixels import PixelStore, decode_eval, image_batches
 from edgekit.compress.pictures.stream_val import decode_val
@@ -25,6 +26,7 @@ from edgekit.shards import is_shards, load_shards
 from edgekit.terminal import Terminal
 
 _BATCH = 64
+_OTHER = ", which are not the data that the run was trained on"
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,28 @@ def held_out_part(
     if everything:
         return captioned, f"all {total} pictures"
     trained = _trained_on(model)
-    if trained is not None:
-        split = split_captions(captioned, trained["val_fraction"], trained["seed"])
-        if split.fingerprint() == trained["fingerprint"]:
-            if val_fraction not in (None, trained["val_fraction"]):
-                raise DataError(
-                    f"--val-fraction {val_fraction}: {model} held out another part of these pictures, and would be "
-                    "judged on what it was trained on. Leave the option out"
-                )
-            return split.val, f"the {len(split.val.samples)} of {total} pictures that the run held out"
-    other = ", which are not the data that the run was trained on" if trained is not None else ""
+    own = None if trained is None else _split_of_run(trained, captioned)
+    if trained is not None and own is not None:
+        if val_fraction not in (None, trained["val_fraction"]):
+            raise DataError(
+                f"--val-fraction {val_fraction}: {model} held out another part of these pictures, and would be "
+                "judged on what it was trained on. Leave the option out"
+            )
+        return own.val, f"the {len(own.val.samples)} of {total} pictures that the run held out"
+    other = _OTHER if trained is not None else ""
     if captioned.splits or val_fraction is not None:
         val = split_captions(captioned, val_fraction, 0).val
         return val, f"{len(val.samples)} held-out pictures of {total}{other}"
     return captioned, f"all {total} pictures{other}"
+
+
+def _split_of_run(trained: Mapping[str, Any], captioned: CaptionedSet) -> CaptionSplit | None:
+    """Cut the data as a run cut its own; None where these are other data."""
+    try:
+        split = split_captions(captioned, trained["val_fraction"], trained["seed"])
+    except DataError:  # the run's own data could be cut so
+        return None
+    return split if split.fingerprint() == trained["fingerprint"] else None
 
 
 def _trained_on(model: Path) -> dict[str, Any] | None:
@@ -149,7 +159,7 @@ def _of_files(config: PairsConfig, contract: Preprocess, terminal: Terminal) -> 
         config.val_fraction,
         everything=config.everything,
     )
-    if subset.endswith("trained on"):
+    if subset.endswith(_OTHER):
         terminal.warn(
             f"{config.model} was trained on other captions, or on another part of these: pictures that it has seen "
             f"flatter it"

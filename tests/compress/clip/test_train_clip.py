@@ -126,13 +126,33 @@ def test_it_is_judged_on_what_it_held_out(drawings: Path, trained: Path) -> None
         embed_captions(PairsConfig(str(trained), captions, val_fraction=0.5), QUIET)
 
 
-def test_other_data_is_judged_as_a_whole(drawings: Path, trained: Path, tmp_path: Path) -> None:
-    with (drawings / "captions.csv").open(encoding="utf-8") as file:
-        rows = list(csv.reader(file))[:11]
-    with (tmp_path / "ten.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
-    found = embed_captions(PairsConfig(str(trained), tmp_path / "ten.csv", drawings), QUIET)
-    assert found.subset == "all 10 pictures, which are not the data that the run was trained on"
+def captions_of(drawings: Path, count: int, file: Path, splits: str = "") -> Path:
+    """Write the captions of the first `count` drawings, with a split column where `splits` has a letter for each."""
+    names = {"t": "train", "v": "val", "T": "test"}
+    with (drawings / "captions.csv").open(encoding="utf-8") as whole:
+        rows = list(csv.reader(whole))[: count + 1]
+    if splits:
+        rows = [[*row, name] for row, name in zip(rows, ["split", *(names[s] for s in splits)], strict=True)]
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("count", "splits", "subset"),
+    [
+        (10, "", "all 10 pictures"),
+        (4, "", "all 4 pictures"),  # a quarter of them, as the run held out, would be 1
+        (10, "ttttttvvvv", "4 held-out pictures of 10"),  # the run held out a fraction, which nobody gave here
+    ],
+)
+def test_other_data_is_judged_whatever_the_run_held_out_of_its_own(
+    drawings: Path, trained: Path, tmp_path: Path, count: int, splits: str, subset: str
+) -> None:
+    found = embed_captions(
+        PairsConfig(str(trained), captions_of(drawings, count, tmp_path / "x.csv", splits), drawings), QUIET
+    )
+    assert found.subset == f"{subset}, which are not the data that the run was trained on"
 
 
 @pytest.mark.parametrize(

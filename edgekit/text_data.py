@@ -88,7 +88,8 @@ def load_texts(files: TextFiles, seed: int = 0) -> TextDataset:
     rows = {name: list(read_rows(path, files)) for name, path in _paths(files)}
     soft = not isinstance(rows["train"][0].label, str)
     classes = _classes(rows["train"], files)
-    splits = {name: _split(found, classes, soft=soft) for name, found in rows.items()}
+    numbered = bool(files.classes)
+    splits = {name: _split(found, classes, soft=soft, numbered=numbered) for name, found in rows.items()}
     notes = []
     filled = np.flatnonzero([bool(text.strip()) for text in splits["train"].texts])
     if empty := len(splits["train"]) - len(filled):
@@ -121,7 +122,7 @@ def _classes(rows: Sequence[TextRow], files: TextFiles) -> tuple[str, ...]:
     """Return the class names in the order of the logits."""
     first = rows[0].label
     found = set(first) if not isinstance(first, str) else {row.label for row in rows if isinstance(row.label, str)}
-    numbers = {name for name in found if name.lstrip("-").isdecimal()}
+    numbers = {name for name in found if _is_number(name)}
     if files.classes:
         if len(set(files.classes)) != len(files.classes):
             raise UsageError(f"--classes {','.join(files.classes)} names a class twice")
@@ -141,9 +142,15 @@ def _classes(rows: Sequence[TextRow], files: TextFiles) -> tuple[str, ...]:
     return tuple(sorted(found, key=int) if numbers else sorted(found))
 
 
-def _split(rows: Sequence[TextRow], classes: tuple[str, ...], *, soft: bool) -> TextSplit:
-    """Turn rows into targets; class numbers stand for the names that --classes gave."""
-    place_of = {str(number): number for number in range(len(classes))} | {name: n for n, name in enumerate(classes)}
+def _is_number(label: str) -> bool:
+    return label.lstrip("-").isdecimal()
+
+
+def _split(rows: Sequence[TextRow], classes: tuple[str, ...], *, soft: bool, numbered: bool) -> TextSplit:
+    """Turn rows into targets; if `numbered`, class numbers stand for names, unless the names are numbers themselves."""
+    place_of = {name: number for number, name in enumerate(classes)}
+    if numbered and not any(map(_is_number, classes)):
+        place_of |= {str(number): number for number in range(len(classes))}
     targets = np.zeros((len(rows), len(classes)), np.float32)
     for target, row in zip(targets, rows, strict=True):
         if isinstance(row.label, str) and soft:
@@ -153,12 +160,19 @@ def _split(rows: Sequence[TextRow], classes: tuple[str, ...], *, soft: bool) -> 
             raise DataError(f"{row.place} has {len(weights)} probabilities for {len(classes)} classes")
         for name, weight in weights.items():
             if name not in place_of:
-                known = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
-                raise DataError(f"{row.place}: the label '{printable(name, 40)}' is not known; the classes are {known}")
+                raise _unknown_label(row.place, name, classes)
             target[place_of[name]] = weight
         if not isinstance(row.label, str) and not soft and max(row.label.values()) < 1:
             raise DataError(f"{row.place} has a soft label, while the training labels are hard")
     return TextSplit(tuple(_mended(row.text) for row in rows), targets)
+
+
+def _unknown_label(place: str, label: str, classes: tuple[str, ...]) -> DataError:
+    known = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
+    way_out = ""
+    if _is_number(label) and not any(map(_is_number, classes)):
+        way_out = "; numbers stand for names only where --classes gives the names in their order"
+    return DataError(f"{place}: the label '{printable(label, 40)}' is not known; the classes are {known}{way_out}")
 
 
 def _mended(text: str) -> str:
@@ -202,11 +216,13 @@ def _rank(seed: int, text: str) -> bytes:
 def load_split(path: Path, files: TextFiles, classes: tuple[str, ...]) -> TextSplit:
     """Read one file whose classes are known; `files` names its columns.
 
+    Numbers stand for the places of the classes where these have names, as they do with --classes in training.
+
     Raises:
         DataError: a line cannot be used, or has another class; it is named.
     """
     rows = list(read_rows(path, files))
-    return _split(rows, classes, soft=not isinstance(rows[0].label, str))
+    return _split(rows, classes, soft=not isinstance(rows[0].label, str), numbered=True)
 
 
 def limited(split: TextSplit, most: int) -> TextSplit:

@@ -140,6 +140,34 @@ def test_unknown_labels_of_other_splits_are_named(tmp_path: Path) -> None:
         load_texts(TextFiles(train, train, classes=("a", "a")))
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "unknown"),
+    [
+        (("-1", "1"), ("1", "0"), (), "0"),  # class number 0 is not the class "0"
+        (("1", "2", "3"), ("1", "0"), (), "0"),  # a file that counts from 0 beside one that counts from 1
+        (("bad", "good"), ("good", "0"), (), "0"),
+        (("1", "2"), ("2", "0"), ("1", "2"), "0"),  # names that are numbers are names
+    ],
+)
+def test_a_number_is_no_class_unless_classes_says_so(
+    tmp_path: Path, train: tuple[str, ...], test: tuple[str, ...], classes: tuple[str, ...], unknown: str
+) -> None:
+    files = [
+        write(tmp_path / f"{name}.tsv", "".join(f"text {at}\t{label}\n" for at, label in enumerate(labels)))
+        for name, labels in (("train", train), ("test", test))
+    ]
+    with pytest.raises(DataError, match=rf"test\.tsv:2: the label '{unknown}' is not known; the classes are"):
+        load_texts(TextFiles(files[0], files[0], files[1], classes=classes))
+    assert load_texts(TextFiles(files[0], files[0], classes=classes)).classes == train
+
+
+def test_numbers_are_places_for_a_model_with_named_classes(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", GOOD)
+    assert load_split(path, TextFiles(path), ("bad", "good")).labels.tolist() == [1, 0, 1, 0]
+    with pytest.raises(DataError, match="label '1' is not known"):
+        load_split(path, TextFiles(path), ("-1", "0"))
+
+
 def test_bytes_that_are_no_utf8_are_named_by_line(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_bytes(b"good\t1\nbad\t0\ncaf\xe9\t1\n")

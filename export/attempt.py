@@ -10,12 +10,15 @@ from typing import Any
 from edgekit.errors import EdgekitError
 from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.exporters import Conversion, write_file
+from edgekit.export.golden import Golden
 from edgekit.export.manifest import PortRecord
 from edgekit.export.parity import GATES, Parity, Precision, compare_outputs, failures
 from edgekit.export.ports import ports_of
 from edgekit.export.precisions import in_format
 from edgekit.export.runtimes import SUFFIX_OF, Format, open_session
-from edgekit.export.session import FloatArray, Outputs, run_batched
+from edgekit.export.session import FloatArray, Outputs, Session, run_batched
+from edgekit.export.verify.file import golden_parity
+from edgekit.preprocess import to_input
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,16 @@ class Workshop:
     Attributes:
         conversion: what is converted.
         comparison: validation pictures (N, 3, H, W) and PyTorch's outputs for them.
-        found: what each file said of them, by its name.
+        golden: what `verify` will ask of the files; None where they go to no bundle.
+        found: what each file said of the comparison pictures, by its name.
     """
 
-    def __init__(self, conversion: Conversion, comparison: tuple[FloatArray, Outputs]) -> None:
+    def __init__(
+        self, conversion: Conversion, comparison: tuple[FloatArray, Outputs], golden: Golden | None = None
+    ) -> None:
         self.conversion = conversion
         self.comparison = comparison
+        self.golden = golden
         self.found: dict[str, Outputs] = {}
         self._made: dict[str, Attempt] = {}
 
@@ -78,6 +85,7 @@ class Workshop:
             parity = compare_outputs(expected, self.found[name])
             facts = audit(made)
             problems = failures(parity, GATES[precision]) + check_precision(facts, precision)
+            problems = problems or self._golden_problems(session, precision)
             info = asdict(session.info)
             return Attempt(name, form, precision, recipe, facts.size_bytes, parity, info, *ports_of(facts), problems)
         except EdgekitError as e:
@@ -85,3 +93,11 @@ class Workshop:
         except Exception as e:  # converters raise their own types; one format's failure must not take the others along
             reason = str(e).strip().splitlines()[-1][:300] if str(e).strip() else ""
             return Attempt(name, form, precision, problems=(f"{type(e).__name__}: {reason}",))
+
+    def _golden_problems(self, session: Session, precision: Precision) -> tuple[str, ...]:
+        """Return what `verify` would object to: no file may be called proven that it refuses."""
+        if self.golden is None:
+            return ()
+        found = run_batched(session, to_input(self.golden.pixels))
+        _, problems = golden_parity(found, self.golden, self.conversion.model.outputs, GATES[precision])
+        return tuple(f"golden vectors: {problem}" for problem in problems)

@@ -29,7 +29,7 @@ from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
 from edgekit.export.export_clips import ExportClips
 from edgekit.export.export_pictures import ExportPictures
 from edgekit.export.exporters import DYNAMIC_BATCH, Conversion
-from edgekit.export.golden import write_golden
+from edgekit.export.golden import prove_golden, write_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -44,7 +44,7 @@ from edgekit.export.model_card import model_card
 from edgekit.export.parity import Precision
 from edgekit.export.records import LIBRARIES, record_of, run_facts, versions_of
 from edgekit.export.runtimes import Format
-from edgekit.export.session import Outputs, run_batched
+from edgekit.export.session import run_batched
 from edgekit.listing import Kind, name_some
 from edgekit.models.checkpoint import load_student, student_file
 from edgekit.models.complexity import measure_complexity
@@ -105,7 +105,8 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
     dataset = run_dataset(config, student.spec.frames)
     _check_classes(student, dataset)
     pictures = _choose(config, student.spec, dataset)
-    expected = run_batched(TorchSession(model, threads=1), pictures.comparison)
+    reference = TorchSession(model, threads=1)
+    expected = run_batched(reference, pictures.comparison)
     spec = student.spec
     terminal.say(
         f"student  {spec.arch} at {spec.image_size} px, {spec.num_classes} classes; INT8 ranges from "
@@ -118,7 +119,9 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
     ):
         trained = read_trained(config.run)
         conversion = Conversion(model, pictures.calibration, Path(work), _texts(student), config.dynamic_batch, trained)
-        workshop = Workshop(conversion, (pictures.comparison, expected))
+        write_golden(bundle / GOLDEN_FILE, pictures.golden(reference))
+        golden = prove_golden(bundle / GOLDEN_FILE, spec.preprocess)
+        workshop = Workshop(conversion, (pictures.comparison, expected), golden)
         attempts = _make_all(config, workshop, _labels(dataset, pictures), terminal)
         if all(attempt.problems for attempt in attempts):
             raise VerificationError(f"no file passed, so no bundle was written to {config.output}")
@@ -127,7 +130,7 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
                 shutil.move(str(workshop.path(attempt)), bundle / attempt.name)
         for form in {attempt.format for attempt in attempts if not attempt.problems}:
             keep_statistics(Path(work) / statistics_name(form), bundle, terminal)
-        _write_bundle(bundle, config, student, pictures, expected, attempts)
+        _write_bundle(bundle, config, student, pictures, attempts)
     return attempts
 
 
@@ -217,10 +220,8 @@ def _write_bundle(
     config: ExportConfig,
     student: Student,
     pictures: ExportPictures,
-    expected: Outputs,
     attempts: Sequence[Attempt],
 ) -> None:
-    write_golden(bundle / GOLDEN_FILE, pictures.golden(expected))
     facts = run_facts(config.run)
     manifest = Manifest(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

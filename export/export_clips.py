@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
+from PIL import Image
 
 from edgekit.clips import load_clips, read_clip
 from edgekit.data import ImageDataset, Sample, content_hashes
 from edgekit.export.calibration.statistics import check_no_overlap
 from edgekit.export.export_pictures import ExportPictures, spread
-from edgekit.export.golden import RAW, Golden
-from edgekit.export.session import FloatArray, Outputs
-from edgekit.preprocess import Preprocess, to_input
+from edgekit.export.golden import MAX_RAW_BYTES, RAW, Golden, reduced
+from edgekit.export.session import FloatArray, Session, run_batched
+from edgekit.images import rgb_of
+from edgekit.preprocess import Preprocess, fit_pixels, to_input
 
 GOLDEN_CLIPS = 4
 
@@ -51,15 +51,18 @@ class ExportClips(ExportPictures):
             calibration_hashes,
             comparison_hashes,
             tuple(sample.path for sample in comparison),
+            contract,
             frames,
         )
 
-    def golden(self, expected: Outputs) -> Golden:
-        """Return the first clips with their outputs; what travels raw are the first frames of the first clip."""
+    def golden(self, reference: Session) -> Golden:
+        """Return the first clips with the outputs of `reference`; the first frames of the first clip travel raw."""
         clips = min(GOLDEN_CLIPS, len(self.comparison_paths))
-        pixels = np.rint(self.comparison[: clips * self.frames].transpose(0, 2, 3, 1) * 255).astype(np.uint8)
-        raw = [_png(self.comparison_paths[0], self.frames, number) for number in range(min(RAW, self.frames))]
-        return Golden(pixels, {name: values[:clips] for name, values in expected.items()}, tuple(raw))
+        pixels = self._pixels(range(clips * self.frames))
+        raw = [_file(frame, self.contract) for frame in read_clip(self.comparison_paths[0], self.frames)[:RAW]]
+        for number, file in enumerate(raw):
+            pixels[number] = fit_pixels(rgb_of(file, f"golden frame {number}"), self.contract)
+        return Golden(pixels, run_batched(reference, to_input(pixels)), tuple(raw))
 
 
 def frames_of(samples: Sequence[Sample], frames: int, contract: Preprocess) -> FloatArray:
@@ -72,8 +75,9 @@ def frames_of(samples: Sequence[Sample], frames: int, contract: Preprocess) -> F
     return to_input(pixels.reshape(-1, *pixels.shape[2:]))
 
 
-def _png(path: Path, frames: int, number: int) -> bytes:
-    """Return a whole frame as a PNG file, which loses nothing: a verifier needs no video decoder."""
+def _file(frame: Image.Image, contract: Preprocess) -> bytes:
+    """Return a whole frame as a PNG file, which loses nothing, or a smaller one: a verifier needs no video decoder."""
     buffer = io.BytesIO()
-    read_clip(path, frames)[number].save(buffer, format="PNG")
-    return buffer.getvalue()
+    frame.save(buffer, format="PNG")
+    whole = buffer.getvalue()
+    return whole if len(whole) <= MAX_RAW_BYTES else reduced(frame, contract)

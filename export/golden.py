@@ -14,16 +14,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgekit import atomic
-from edgekit.errors import LoadError
+from edgekit.errors import LoadError, VerificationError
 from edgekit.export.session import FloatArray
 from edgekit.images import read_rgb
-from edgekit.preprocess import Preprocess, fit_pixels
+from edgekit.preprocess import MAX_ASPECT, Preprocess, fit_pixels
 
 INPUTS = 8
 RAW = 2
-_MAX_RAW_BYTES = 1_000_000
+PIXEL_TOLERANCE = 2
+"""Levels of 255 that two builds of a JPEG decoder may differ by."""
+
+MAX_RAW_BYTES = 1_000_000
+"""Larger pictures do not travel as they are: a bundle is to stay small beside a model of one or two MB."""
+
 _MAX_UNPACKED_BYTES = 256 * 2**20
 """All arrays unpacked; eight inputs of 512 px with their outputs take 7 MB."""
 
@@ -45,8 +51,26 @@ class Golden:
 
 
 def choose_raw(paths: Sequence[Path]) -> list[int]:
-    """Return the rows of up to two picture files that are small enough to travel in a bundle."""
-    return [row for row, path in enumerate(paths) if path.stat().st_size <= _MAX_RAW_BYTES][:RAW]
+    """Return the rows of up to two picture files that are small enough to travel in a bundle; perhaps none."""
+    return [row for row, path in enumerate(paths) if path.stat().st_size <= MAX_RAW_BYTES][:RAW]
+
+
+def reduced(picture: Image.Image, contract: Preprocess) -> bytes:
+    """Return a JPEG file of a picture that is too large to travel, with a short side of up to twice `contract.resize`.
+
+    It is another picture than the one it is made of: golden pixels and outputs must be computed from it. It is still
+    larger than the model's input, so that it proves resizing and cropping.
+    """
+    width, height = picture.size
+    short = min(width, height)
+    across, down = min(width, MAX_ASPECT * short), min(height, MAX_ASPECT * short)  # the contract drops what is beyond
+    left, top = (width - across) // 2, (height - down) // 2
+    scale = min(1.0, 2 * contract.resize / short)
+    size = (max(1, round(across * scale)), max(1, round(down * scale)))
+    buffer = io.BytesIO()
+    cut = picture.crop((left, top, left + across, top + down)).resize(size, Image.Resampling.LANCZOS)
+    cut.save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def write_golden(path: Path, golden: Golden) -> None:
@@ -106,6 +130,20 @@ def unpack(path: Path) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"{member.filename} claims the shape {shape}, more than it holds")
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def prove_golden(path: Path, contract: Preprocess) -> Golden:
+    """Return the golden vectors of a file as a verifier will read them.
+
+    Raises:
+        LoadError: they cannot be read back.
+        VerificationError: their raw pictures do not give their pixels.
+    """
+    golden = read_golden(path)
+    worst = preprocessing_difference(golden, contract)
+    if worst > PIXEL_TOLERANCE:
+        raise VerificationError(f"{path.name}: preprocessing its raw pictures anew differs by {worst} of 255 levels")
+    return golden
 
 
 def preprocessing_difference(golden: Golden, contract: Preprocess) -> int:

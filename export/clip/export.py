@@ -24,7 +24,7 @@ from edgekit.export.clip.pairs import ExportPairs, retrieval, run_captions
 from edgekit.export.deploy import TorchSession
 from edgekit.export.export import ExportConfig
 from edgekit.export.exporters import DYNAMIC_BATCH, Conversion
-from edgekit.export.golden import INPUTS, write_golden
+from edgekit.export.golden import INPUTS, prove_golden, write_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -155,10 +155,13 @@ def _image(export: _Export, folder: Path, terminal: Terminal) -> _Made:
         "preprocess": json.dumps(export.clip.spec.preprocess.to_dict()),
         "input": "RGB in [0, 1]; normalisation is inside",
     }
-    expected = run_batched(TorchSession(model, threads=1), pictures.comparison)
+    reference = TorchSession(model, threads=1)
+    expected = run_batched(reference, pictures.comparison)
+    write_golden(folder / GOLDEN_FILE, pictures.golden(reference))
+    golden = prove_golden(folder / GOLDEN_FILE, pictures.contract)
     with tempfile.TemporaryDirectory(prefix="edgekit-export-") as work:
         conversion = Conversion(model, pictures.calibration, Path(work), about, config.dynamic_batch)
-        workshop = Workshop(conversion, (pictures.comparison, expected))
+        workshop = Workshop(conversion, (pictures.comparison, expected), golden)
         attempts = []
         for form in config.formats:
             if config.dynamic_batch and not DYNAMIC_BATCH[form]:
@@ -193,7 +196,6 @@ def _text(export: _Export, folder: Path, terminal: Terminal) -> _Made:
 
 def _write_image(export: _Export, folder: Path, made: _Made) -> None:
     spec, pictures = export.clip.spec, export.pairs.pictures
-    write_golden(folder / GOLDEN_FILE, pictures.golden(made.expected))
     tower = ImageTower(export.clip)
     manifest = Manifest(
         **export.shared,

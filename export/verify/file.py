@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekit.errors import EdgekitError, LoadError, MissingExtraError, first_line
 from edgekit.export.audit.audit import audit, check_precision
-from edgekit.export.golden import Golden, preprocessing_difference, read_golden
+from edgekit.export.golden import PIXEL_TOLERANCE, Golden, preprocessing_difference, read_golden
 from edgekit.export.manifest import GOLDEN_FILE, FileRecord, Manifest, read_manifest, resolve
 from edgekit.export.parity import GATES, Gate, Parity, compare_outputs, failures
 from edgekit.export.ports import describe_ports, differences, ports_of
@@ -20,9 +20,6 @@ from edgekit.export.session import FloatArray, Outputs, run_batched
 from edgekit.export.tflite.tensorflow import run_tensorflow
 from edgekit.export.verify.check import Check
 from edgekit.preprocess import Preprocess, to_input
-
-PIXEL_TOLERANCE = 2
-"""Levels of 255 that two builds of a JPEG decoder may differ by."""
 
 INTERPRETED_DB = 40.0
 """What the interpreter and Core ML itself may differ by: both round to half after each operation, but not in the same

@@ -156,4 +156,6 @@ def describe(parity: Parity | None, what: str = "pictures") -> str:
     parts = [f"max abs {parity.max_abs:.2g}", f"SNR {parity.snr_db:.1f} dB", f"cosine {parity.cosine:.5f}"]
     if parity.agreement is not None:
         parts.append(f"top-1 agreement {100 * parity.agreement.value:.1f} %")
+        if parity.embedding_snr_db is not None:
+            parts.insert(2, f"embedding SNR {parity.embedding_snr_db:.1f} dB")
     return ", ".join(parts) + f" over {parity.images} {what}"

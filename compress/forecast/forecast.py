@@ -185,8 +185,8 @@ def forecast(table: MetricsTable, question: Question) -> Forecast:
         direction="max" if setting.sign > 0 else "min",
         last_epoch=float(timeline.epochs[timeline.seen - 1]),
         total_epochs=setting.total_epochs,
-        last_value=float(setting.values[-1]),
-        best_value=float(setting.to_values(deficit.min())),
+        last_value=float(setting.log[1][-1]),
+        best_value=setting.best - setting.sign * setting.smallest_deficit,
         final=_estimate(setting.to_values(futures[:, -1])),
         peak=_peak(setting, futures),
         target=target,
@@ -214,14 +214,14 @@ def _estimate(values: FloatArray) -> Estimate:
 
 def _peak(setting: Setting, futures: FloatArray) -> Estimate:
     """Return the best value of the log and the futures together."""
-    smallest = np.minimum(futures.min(axis=1), setting.deficit.min())
+    smallest = np.minimum(futures.min(axis=1), setting.smallest_deficit)
     return _estimate(setting.to_values(smallest))
 
 
 def _hits(setting: Setting, futures: FloatArray, value: float) -> NDArray[np.bool_]:
     """Return whether each future has reached `value` by each epoch ahead (draws, ahead)."""
     wanted = setting.sign * (setting.best - value)
-    already = bool(setting.deficit.min() <= wanted)
+    already = setting.first_epoch(wanted) is not None
     return np.logical_or.accumulate(futures <= wanted, axis=1) | already
 
 
@@ -229,9 +229,8 @@ def _reached(setting: Setting, futures: FloatArray, value: float) -> Reached:
     """Return when `value` is reached; the epochs are quantiles over all futures, those that never reach it included."""
     wanted = setting.sign * (setting.best - value)
     ahead = setting.timeline.epochs[setting.timeline.seen :]
-    done = np.flatnonzero(setting.deficit <= wanted)
-    if len(done):
-        epoch = float(setting.timeline.epochs[done[0]])
+    epoch = setting.first_epoch(wanted)
+    if epoch is not None:
         return Reached(value, 1.0, epoch, epoch, epoch)
     hits = _hits(setting, futures, value)
     first = np.where(hits[:, -1], ahead[hits.argmax(axis=1)], math.inf)
@@ -242,7 +241,7 @@ def _reached(setting: Setting, futures: FloatArray, value: float) -> Reached:
 
 def _milestones(setting: Setting, futures: FloatArray) -> tuple[Reached, ...]:
     """Return up to five round values between the best so far and what one future in ten reaches."""
-    now = float(setting.to_values(setting.deficit.min()))
+    now = setting.best - setting.sign * setting.smallest_deficit
     peak = _peak(setting, futures)
     far = peak.high if setting.sign > 0 else peak.low
     span = abs(far - now)

@@ -25,6 +25,8 @@ FloatArray = NDArray[np.float64]
 LOWER_IS_BETTER = re.compile(
     r"(^|[_/\-. ])(loss|error|err|perplexity|ppl|mae|mse|rmse|nll|ce|wer|cer)($|[_/\-. \d@])", re.I
 )
+NEGATED = re.compile(r"(^|[_/\-. ])neg(ative)?[_/\-. ]", re.I)
+"""A loss under a minus sign, as where runs are compared by the highest value."""
 MOST_POINTS = 400
 """Longer logs are averaged down to this many points: a curve has no more than that to say."""
 LOGGED_RATE_MATCHES = 0.1
@@ -39,7 +41,7 @@ class Question(BaseModel):
         total_epochs: where the run ends; twice the epochs seen if not given.
         schedule: the learning-rate schedule of the run, if known.
         direction: "max" for higher-is-better; from the metric's name if not given.
-        best: the best value possible; 0 for losses, 1 or 100 for rates if not given.
+        best: the best value possible; 0 for losses and negated ones, 1 or 100 for rates if not given.
         seed: seed of the drawn futures.
         draws: number of drawn futures.
     """
@@ -63,6 +65,7 @@ class Setting:
     Attributes:
         timeline: seen and coming epochs, with the rate where a schedule is given.
         values: (seen,) the metric.
+        log: epochs and values (rows,) of every row, of which `values` are averages where the log is long.
         total_epochs: where the run ends.
         sign: +1 for higher-is-better, −1 for lower-is-better.
         best: the best value possible.
@@ -73,6 +76,7 @@ class Setting:
 
     timeline: Timeline
     values: FloatArray
+    log: tuple[FloatArray, FloatArray]
     total_epochs: float
     sign: float
     best: float
@@ -84,6 +88,16 @@ class Setting:
     def deficit(self) -> FloatArray:
         """What is left to gain (seen,), >= 0."""
         return np.maximum(self.sign * (self.best - self.values), 0.0)
+
+    @property
+    def smallest_deficit(self) -> float:
+        """What was left to gain at the best row of the log, >= 0."""
+        return max(0.0, float((self.sign * (self.best - self.log[1])).min()))
+
+    def first_epoch(self, deficit: float) -> float | None:
+        """Return the first logged epoch with no more than `deficit` left to gain."""
+        rows = np.flatnonzero(self.sign * (self.best - self.log[1]) <= deficit)
+        return float(self.log[0][rows[0]]) if len(rows) else None
 
     def to_values(self, deficit: FloatArray) -> FloatArray:
         """Return the metric for deficits of any shape."""
@@ -114,11 +128,10 @@ def resolve(table: MetricsTable, question: Question) -> Setting:
             f"{table.source} has {len(epochs)} epochs with a finite {question.metric}; "
             f"a forecast needs at least {FEWEST_EPOCHS}. Let it train on."
         )
-    lower = question.direction == "min" or (
-        question.direction is None and bool(LOWER_IS_BETTER.search(question.metric))
-    )
+    lower = question.direction == "min" or (question.direction is None and _is_loss(question.metric))
     best = _best_possible(question, values, lower=lower)
     target = _target(question, values, best, notes, lower=lower)
+    log = epochs, values
     epochs, values, rate = _thin(epochs, values, rate, notes)
     total = _total_epochs(table, question, epochs, notes)
     coming = _coming_epochs(epochs, total)
@@ -131,7 +144,11 @@ def resolve(table: MetricsTable, question: Question) -> Setting:
         suffering = {int(np.searchsorted(every, jump.epoch + 1e-9, side="right")) for jump in found}
         restarts = tuple(sorted(at for at in suffering if len(epochs) <= at < len(every)))
     timeline = Timeline(every, planned, len(epochs))
-    return Setting(timeline, values, total, -1.0 if lower else 1.0, best, target, restarts, tuple(notes))
+    return Setting(timeline, values, log, total, -1.0 if lower else 1.0, best, target, restarts, tuple(notes))
+
+
+def _is_loss(metric: str) -> bool:
+    return bool(LOWER_IS_BETTER.search(metric)) and not NEGATED.search(metric)
 
 
 def _best_possible(question: Question, values: FloatArray, *, lower: bool) -> float:
@@ -142,7 +159,8 @@ def _best_possible(question: Question, values: FloatArray, *, lower: bool) -> fl
     elif lower:
         best = 0.0 if low >= 0 else low - 3.0 * (high - low)
     else:
-        best = next((bound for bound in (1.0, 100.0) if high <= bound), high + 3.0 * max(high - low, 1e-9))
+        bounds = (0.0, 1.0, 100.0) if NEGATED.search(question.metric) else (1.0, 100.0)
+        best = next((bound for bound in bounds if high <= bound), high + 3.0 * max(high - low, 1e-9))
     beyond = max(values.max() - best, 0.0) if not lower else max(best - values.min(), 0.0)
     if beyond > 0:
         raise UsageError(f"best={best:g} is no bound of {question.metric}, which lies in {low:g} to {high:g}.")

@@ -242,6 +242,32 @@ def test_long_log_with_steps_is_thinned() -> None:
     assert answer.final.low < 80 - 50 * 6000**-0.6 < answer.final.high
 
 
+def test_the_best_row_of_a_long_log_is_not_averaged_away() -> None:
+    """The best of a noisy log stands alone: its block's mean is far below it."""
+    values = power_curve(2000, noise=2.0) / 100
+    values[1234] = 0.853
+    best = forecast(table_of(values), Question(metric="acc", total_epochs=2500, target=0.852))
+    assert (best.best_value, best.last_value) == (pytest.approx(0.853), values[-1])
+    assert best.target is not None
+    assert (best.target.probability, best.target.epoch_low, best.target.epoch_high) == (1.0, 1235.0, 1235.0)
+    assert best.target_by_epoch[0] == 1.0
+    assert best.peak.low >= best.best_value and all(milestone.value > 0.853 for milestone in best.milestones)
+
+
+def test_a_negated_loss_is_higher_is_better_up_to_zero() -> None:
+    loss = 1 + 3 * np.arange(1, 21.0) ** -0.7
+    plain = forecast(table_of(loss, name="val_loss"), Question(metric="val_loss", total_epochs=40, target=1.2))
+    negated = forecast(
+        table_of(-loss, name="neg_val_loss"), Question(metric="neg_val_loss", total_epochs=40, target=-1.2)
+    )
+    assert (plain.direction, negated.direction) == ("min", "max")
+    assert negated.best_value == -plain.best_value == -loss.min()
+    assert np.allclose(-np.array(plain.median), negated.median)
+    assert plain.target_by_epoch == pytest.approx(negated.target_by_epoch)
+    with pytest.raises(UsageError, match="beyond the best possible neg_val_loss, 0"):
+        forecast(table_of(-loss, name="neg_val_loss"), Question(metric="neg_val_loss", total_epochs=40, target=0.5))
+
+
 def test_temperature_heats_at_once_and_cools_with_its_lag() -> None:
     rate = np.array([1.0, 1.0, 0.5, 0.25, 0.0, 0.0, 1.0, 1.0])
     shapes = temperatures(Timeline(np.arange(1.0, 9.0), rate, 4))

@@ -68,7 +68,7 @@ def _in_own_runtime(
         raise
     except Exception as e:  # native runtimes raise their own types
         raise LoadError(f"the runtime failed: {type(e).__name__}: {first_line(e)[:200]}") from e
-    problems = failures(parity, golden_gate(GATES[record.precision]))
+    problems = failures(parity, golden_gate(GATES[record.precision], parity.images))
     detail = "; ".join(problems) or describe(parity, "texts")
     return [*checks, Check(record.path, "golden vectors", not problems, detail)]
 

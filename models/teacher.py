@@ -113,7 +113,12 @@ class OpenClipTeacher:
         return text.float()
 
     def fingerprint(self) -> str:
-        return weights_hash(self.model)
+        from open_clip.transformer import QuickGELU
+
+        weights = weights_hash(self.model)
+        quick = any(isinstance(module, QuickGELU) for module in self.model.modules())
+        # an activation has no weights, and yet the same weights embed differently by another one
+        return hashlib.sha256(f"{weights} quick_gelu".encode()).hexdigest() if quick else weights
 
 
 def _without_text(text: str) -> Callable[[logging.LogRecord], bool]:
@@ -147,8 +152,13 @@ def _open_clip_model(arch: str, source: str, device: torch.device) -> nn.Module:
                 f"--teacher {arch}:{source}: no such file, and not a tag of open_clip's {arch}; "
                 f"{did_you_mean(source, [*tags, 'random'])}"
             )
+        # OpenAI's weights and others were trained with another activation than the architecture's name stands for;
+        # open_clip 3.3 only warns, and computes other embeddings
+        quick = bool((open_clip.get_pretrained_cfg(arch, source) or {}).get("quick_gelu", False)) and not is_file
         try:
-            model = open_clip.create_model(arch, pretrained=source, device=device, weights_only=True)
+            model = open_clip.create_model(
+                arch, pretrained=source, device=device, weights_only=True, force_quick_gelu=quick
+            )
         except Exception as e:  # hub clients and unpicklers raise many types, none of them public
             what = (
                 "could not be read"

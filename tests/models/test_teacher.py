@@ -89,6 +89,26 @@ def test_a_fingerprint_is_of_the_weights_not_of_the_name(clip: Teacher, folder: 
     assert load_teacher(f"{TINY_ARCH}:random", CPU).fingerprint() != clip.fingerprint()
 
 
+def test_a_tag_has_the_activation_that_its_weights_were_trained_with(
+    clip: Teacher, clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from open_clip.pretrained import _PRETRAINED
+    from open_clip.transformer import QuickGELU
+
+    # the same file behind two tags, fetched as open_clip fetches tags: one says QuickGELU, as OpenAI's do
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = clip_file.as_uri()
+    tags = {"plain": {"url": url}, "quick": {"url": url, "quick_gelu": True}}
+    monkeypatch.setitem(_PRETRAINED, TINY_ARCH, tags)
+    plain, quick = (load_teacher(f"{TINY_ARCH}:{tag}", CPU) for tag in tags)
+    assert isinstance(plain, OpenClipTeacher) and isinstance(quick, OpenClipTeacher)
+    assert [any(isinstance(m, QuickGELU) for m in one.model.modules()) for one in (plain, quick)] == [False, True]
+    assert torch.equal(plain(IMAGES), clip(IMAGES))
+    assert not torch.allclose(quick(IMAGES), plain(IMAGES), atol=1e-4)
+    # so a store of the one must not be taken for a store of the other
+    assert plain.fingerprint() == clip.fingerprint() != quick.fingerprint()
+
+
 def test_random_weights_are_the_same_each_time(clip: Teacher) -> None:
     first, second = (load_teacher(f"{TINY_ARCH}:random", CPU) for _ in range(2))
     assert torch.equal(first(IMAGES), second(IMAGES))

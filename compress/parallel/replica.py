@@ -58,7 +58,10 @@ class Replica:
         """Return whether some trained parameter takes no part in the loss, by a trial that leaves nothing behind."""
         buffers = {name: buffer.clone() for name, buffer in self._plain.named_buffers()}
         parameters = [p for p in self._plain.parameters() if p.requires_grad]
-        loss = self._losses(batch)["loss"]
+        device = self._processes.device
+        # the step itself must draw its dropout masks as every later one does, whichever step this is
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            loss = self._losses(batch)["loss"]
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         with torch.no_grad():
             for name, buffer in self._plain.named_buffers():

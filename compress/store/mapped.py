@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -21,6 +22,10 @@ _DTYPES = {
 _LONGEST_HEADER = 1 << 20  # bytes; ours have a few hundred
 
 
+class TooManyOpenError(LoadError):
+    """This process may open no more files; nothing is wrong with the one that was asked for (exit 3)."""
+
+
 class MappedTensors:
     """The tensors of one safetensors file.
 
@@ -32,6 +37,7 @@ class MappedTensors:
 
     Raises:
         LoadError: not there, truncated, or not such a file; the message says only what is wrong with it.
+        TooManyOpenError: the system's limit is reached.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +45,7 @@ class MappedTensors:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
-            raise LoadError(str(getattr(e, "strerror", None) or e)) from e
+            raise _refusal(path, e) from e
         self.arrays = _arrays(self._map)
 
     def release(self) -> None:
@@ -63,8 +69,14 @@ def file_sha256(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as e:
-        raise LoadError(e.strerror or str(e)) from e
+        raise _refusal(path, e) from e
     return digest.hexdigest()
+
+
+def _refusal(path: Path, error: OSError | ValueError) -> LoadError:
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        return TooManyOpenError(f"{path} cannot be opened: this process may open no more files; raise `ulimit -n`")
+    return LoadError(str(getattr(error, "strerror", None) or error))
 
 
 def _arrays(content: mmap.mmap) -> dict[str, NDArray[Any]]:

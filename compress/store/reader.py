@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from numpy.typing import NDArray
 
 from edgekit.compress.pictures.views import VIEW_FIELDS, Views
 from edgekit.compress.store.format import Manifest, Shard, Split, read_manifest
-from edgekit.compress.store.mapped import MappedTensors, file_sha256
+from edgekit.compress.store.mapped import MappedTensors, TooManyOpenError, file_sha256
 from edgekit.errors import LoadError
 
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
+_MOST_OPEN = 64
+"""Shards mapped at a time. Each holds a file descriptor, of which macOS gives a process 256, Linux 1024; opening one
+again takes a tenth of a millisecond."""
 
 
 class TeacherStore:
@@ -33,7 +37,8 @@ class TeacherStore:
     def __init__(self, path: Path, manifest: Manifest | None = None) -> None:
         self.path = path
         self.manifest = manifest or read_manifest(path)
-        self._open: dict[int, MappedTensors] = {}
+        self._open: OrderedDict[int, MappedTensors] = OrderedDict()  # the one used last comes last
+        self._whole: set[int] = set()
         self._index: dict[Split, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
         for shard in self.manifest.shards:
             self._check_size(shard)
@@ -73,7 +78,7 @@ class TeacherStore:
     def names(self, split: Split) -> NDArray[np.uint64]:
         """Return the identities of the pictures' names alone, column 0 of `picture_ids`, unsorted."""
         shards = [n for n, shard in enumerate(self.manifest.shards) if shard.split == split]
-        parts = [self._tensors(number).arrays["ids"][:, 0] for number in shards]
+        parts = [self._tensors(number).arrays["ids"][:, 0].copy() for number in shards]  # a view would hold the map
         return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
     def embeddings(self, places: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -104,7 +109,7 @@ class TeacherStore:
             ids, places = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
             for number, shard in enumerate(self.manifest.shards):
                 if shard.split == split:
-                    ids.append(self._tensors(number).arrays["ids"][:, 1])
+                    ids.append(self._tensors(number).arrays["ids"][:, 1].copy())
                     places.append((np.int64(number) << _ROW_BITS) + np.arange(shard.count))
             known, where = np.concatenate(ids), np.concatenate(places)
             order = np.argsort(known, kind="stable")
@@ -113,18 +118,25 @@ class TeacherStore:
 
     def _tensors(self, number: int) -> MappedTensors:
         if number not in self._open:
-            self._open[number] = self._checked(self.manifest.shards[number])
+            self._open[number] = self._mapped(number)
+        self._open.move_to_end(number)
+        while len(self._open) > _MOST_OPEN:
+            self._open.popitem(last=False)
         return self._open[number]
 
-    def _checked(self, shard: Shard) -> MappedTensors:
-        """Map a shard after checking that it is the one that was written."""
+    def _mapped(self, number: int) -> MappedTensors:
+        """Map a shard, the first time after checking that it is the one that was written."""
+        shard = self.manifest.shards[number]
         path = self.path / shard.file
         try:
-            if file_sha256(path) != shard.sha256:
+            if number not in self._whole and file_sha256(path) != shard.sha256:
                 raise LoadError("its content is not what was written")
+            self._whole.add(number)
             tensors = MappedTensors(path)
             trained = shard.split == "train"
             _check_shapes(tensors, shard, (self.num_views if trained else 1, self.embed_dim), trained and self.replays)
+        except TooManyOpenError:
+            raise
         except LoadError as e:
             raise self._damaged(shard, str(e)) from e
         return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgekit.compress.store.reader import VIEW_FIELDS, TeacherStore
 from edgekit.compress.store.table import JoinedTable, Stores
 from edgekit.compress.store.teach import Picture, TeachPlan, file_ids, teach
 from edgekit.data import Sample
-from edgekit.errors import DataError
+from edgekit.errors import DataError, LoadError
 from tests.teacher_stores_for_tests import (
     HALF,
     CountingTeacher,
@@ -43,6 +44,31 @@ def test_pictures_that_the_store_does_not_have_are_named_stale_ones_apart(
     assert "4 are not in it, e.g. 096.png" in message  # those are of the other split
     assert "1 have another content than the teacher saw, e.g. 003.png" in message
     assert "\n" not in message
+
+
+def test_a_store_of_more_shards_than_files_may_be_open_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "one.png")
+    content = (tmp_path / "one.png").read_bytes()
+    pictures = [Picture(f"{number}.png", lambda: content) for number in range(3200)]
+    plan = TeachPlan(pictures, [], ViewPlan(AugmentConfig(), 0, 0), rows_per_shard=32)
+    taught = teach(CountingTeacher(), plan, tmp_path / "store")
+    assert len(taught.store.manifest.shards) == 100
+    store = TeacherStore(tmp_path / "store")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    already = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 30
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (already + 80, hard))
+        for _ in range(2):
+            assert len(store.names("train")) == 3200
+            rows = store.embeddings(np.arange(100, dtype=np.int64) << 32, np.zeros(100, np.int64))
+        assert rows.shape[0] == 100
+        # too few even for those: that is said, and no good file is called damaged
+        resource.setrlimit(resource.RLIMIT_NOFILE, (already, hard))
+        with pytest.raises(LoadError, match="may open no more files") as caught:
+            TeacherStore(tmp_path / "store", store.manifest).names("train")
+        assert "damaged" not in str(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def resident_bytes() -> int:

@@ -37,6 +37,7 @@ class DistillConfig:
         teacher_embeddings: precomputed embeddings, instead of a teacher.
         templates: prompt templates with a {} for the class name.
         val_fraction: where the data has no validation split of its own.
+        split_seed: which pictures that fraction is; None takes the recipe's seed.
         max_broken: share of unreadable pictures that is tolerated.
         embed_dim: of a student without a teacher; else it is the teacher's.
         teacher_cache: a teacher store, or the folder where stores are kept; None puts them beside the run folder.
@@ -57,6 +58,7 @@ class DistillConfig:
     teacher_embeddings: Path | None = None
     templates: tuple[str, ...] = TEMPLATES
     val_fraction: float | None = None
+    split_seed: int | None = None
     max_broken: float = 0.01
     embed_dim: int = 512
     teacher_cache: Path | None = None

@@ -85,6 +85,8 @@ def _distill(
     build_student(_spec(config, dataset, contract, 1), weights=config.student_weights)
     earlier = None if config.init_from is None else earlier_phase(config.init_from, config.frames, config.positions)
     prepared = prepare(config, dataset, contract, processes.device, terminal)
+    if earlier is not None and (doubt := earlier.judged_on_trained(prepared.facts)) is not None:
+        terminal.warn(doubt)
     student = _build(config, prepared, contract, earlier)
     student_facts = describe_student(student)
     refuse_disagreement(processes, {"data": prepared.facts, "teacher": prepared.teacher_facts or {}}, "what was read")

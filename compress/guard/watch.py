@@ -51,6 +51,8 @@ class Watch:
         self._state, self._config, self._folder, self._display = state, config, folder, display
         self._guard = Guard(self.gradients.names)
         self.rollbacks = 0
+        if config.compile and state.processes.world > 1:
+            display.warn("compile is left out: several processes train uncompiled")
 
     def loss(self, parts: Mapping[str, float], rerun: Callable[[], Mapping[str, Tensor]]) -> None:
         """Raise at a loss that is no number, naming the layer that met it first.

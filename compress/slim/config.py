@@ -14,6 +14,7 @@ from edgekit.compress.distill.config import DistillConfig
 from edgekit.compress.recipe import FitConfig, Recipe, validate
 from edgekit.compress.slim.simulate import PUT_IN, Precision, Runtime
 from edgekit.errors import LoadError, UsageError, did_you_mean
+from edgekit.shards import is_shards
 
 Guide = Literal["self", "teacher", "both"]
 """Who teaches: the float student that the run had, the run's own teacher and labels, or both."""
@@ -167,16 +168,19 @@ def training_of(run: Path, data: Path | None, output: Path, fit: FitConfig, guid
     """
     distilled = read_settings(run)
     source = data if data is not None else distilled.data
-    if not source.exists():
+    if not is_shards(source) and not source.exists():
         raise UsageError(f"the data that {run} was trained on is not at {source} any more; pass --data DIR")
+    # the pictures that the run was judged on stay apart, whatever --seed the recovery has
+    own_split = distilled.recipe.fit.seed if distilled.split_seed is None else distilled.split_seed
+    place: dict[str, Any] = {"data": source, "output": output, "split_seed": own_split}
     recipe = distilled.recipe.model_copy(update={"fit": fit, "grow_from": 1.0, "freeze": 0, "dropout": 0.0})
     if guide == "self":
-        alone = recipe.without_teacher().model_copy(update={"gamma": 1.0})
+        alone = recipe.model_copy(update={"gamma": 1.0}).without_teacher()  # one weight must be left
         nobody: dict[str, Any] = {"teachers": (), "teacher_weights": (), "teacher_embeddings": None}
-        return replace(distilled, data=source, output=output, recipe=alone, teacher_cache=None, **nobody)
+        return replace(distilled, **place, recipe=alone, teacher_cache=None, **nobody)
     beside = distilled.teacher_cache or distilled.output.parent / "teacher-store"
     asked = beside if distilled.teachers or distilled.teacher_cache else None
-    return replace(distilled, data=source, output=output, recipe=recipe, teacher_cache=asked)
+    return replace(distilled, **place, recipe=recipe, teacher_cache=asked)
 
 
 def read_settings(run: Path) -> DistillConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from edgekit.compress.slim.prune import without_least
 from edgekit.compress.slim.qat import finished, with_fake_quantization
 from edgekit.compress.slim.record import trained_codes
 from edgekit.compress.slim.task import Changed, RecoverTask
+from edgekit.compress.training.changed_settings import Allowed
 from edgekit.compress.training.loop import FitResult, fit, pick_device
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.compress.training.run_lock import locked
@@ -34,7 +35,12 @@ from edgekit.terminal import Terminal, human_count, percent
 
 
 def compress(
-    config: CompressConfig, terminal: Terminal, *, overwrite: bool = False, resume: bool = False
+    config: CompressConfig,
+    terminal: Terminal,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    allow_change: Collection[Allowed] = (),
 ) -> dict[str, Any]:
     """Compress the student of a run and leave a run folder; return its run.json.
 
@@ -43,6 +49,7 @@ def compress(
         terminal: shows it.
         overwrite: replace a run that is there.
         resume: continue a run that is there; begin one where none is.
+        allow_change: settings that may differ from those that a resumed run was begun with.
 
     Raises:
         EdgekitError: any of the errors that the run, the data, the teacher and training name.
@@ -55,7 +62,7 @@ def compress(
     run = RunFolder(config.output)
     if config.output.resolve() == config.run.resolve():
         raise UsageError(f"--output {config.output} is the run itself; give another folder")
-    start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=())
+    start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=allow_change)
     training = config.training
     dataset = load_data(training)
     _same_classes(student, dataset.classes, config)
@@ -65,9 +72,10 @@ def compress(
     with locked(run.path):
         _open(run, config, prepared, changed, start, before, terminal)
         task = recover_task(config, changed, prepared)
+        device = pick_device(training.recipe.fit)
         with torch.no_grad():
-            reference = task.evaluate(student, pick_device(training.recipe.fit))
-            started = task.evaluate(changed.model.eval(), pick_device(training.recipe.fit))
+            reference = task.evaluate(student.to(device), device)
+            started = task.evaluate(changed.model.to(device).eval(), device)
         terminal.say(f"before   {percent(reference['val_acc'])} val accuracy; changed, untrained: {_told(started)}")
         result = fit(task, training.recipe.fit, run, display=TrainingDisplay(terminal), resume=start.resume)
         return _summarise(run, result, {"before": dict(reference), "untrained": dict(started)}, terminal)

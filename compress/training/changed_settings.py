@@ -44,7 +44,8 @@ def changed_settings(run: RunFolder, settings: Mapping[str, Any]) -> dict[str, t
     epochs = different.get(f"{_FIT}epochs")
     if epochs is not None and not any(name.startswith(_SCHEDULE[1:]) for name in different):
         schedule = ScheduleConfig(**settings["recipe"]["fit"]["schedule"])
-        if _same_rate(schedule, then=epochs[0], now=epochs[1]):
+        grows = settings["recipe"].get("grow_from", 1.0) != 1.0  # pictures then have other sizes in the same epochs
+        if not grows and _same_rate(schedule, then=epochs[0], now=epochs[1]):
             del different[f"{_FIT}epochs"]
     return {name: pair for name, pair in different.items() if name not in _FREE}
 

@@ -27,6 +27,13 @@ def use_fast_layers(model: nn.Module) -> None:
             module.__class__ = fast
 
 
+def use_own_layers(model: nn.Module) -> None:
+    """Undo `use_fast_layers`, in place: who prunes a net or rounds it knows layers by their classes."""
+    own = {fast: module for module, fast in _FAST.items()}
+    for module in model.modules():
+        module.__class__ = own.get(type(module), type(module))
+
+
 def has_onednn() -> bool:
     """Return whether this PyTorch can multiply matrices by oneDNN."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

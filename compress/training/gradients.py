@@ -43,7 +43,9 @@ class GradientNorms:
         measured = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
         total = torch.linalg.vector_norm(measured)
         if limit > 0:
-            torch._foreach_mul_(gradients, torch.clamp(limit / (total + 1e-6), max=1.0))
+            scale = torch.clamp(limit / (total + 1e-6), max=1.0)
+            # NaN in one gradient would become NaN in all, and nobody could say any more where it was
+            torch._foreach_mul_(gradients, torch.where(scale.isfinite(), scale, 1.0))
         norms[[at for at, _ in held]] = measured.cpu().numpy()
         return float(total), norms
 

@@ -19,6 +19,7 @@ from edgekit.compress.show.display import Display, Silent
 from edgekit.compress.show.tensorboard import Board
 from edgekit.compress.training.allocator import memory_kept
 from edgekit.compress.training.checkpointing import KEPT, Cadence, Checkpoints, Due, Entry
+from edgekit.compress.training.fast_layers import use_own_layers
 from edgekit.compress.training.run_folder import MutedRunFolder, RunFolder
 from edgekit.compress.training.run_lock import locked
 from edgekit.compress.training.schedule import factor
@@ -73,10 +74,13 @@ def fit(
     processes = join(pick_device(config))
     with processes.together(), memory_kept():
         refuse_other_training(processes, config.model_dump() | {"steps per epoch": task.steps_per_epoch}, task.model)
-        if not processes.is_main:
-            return _Fit(task, config, MutedRunFolder(run.path), Silent()).run(resume=resume)
-        with locked(run.path):
-            return _Fit(task, config, run, display or Silent()).run(resume=resume)
+        try:
+            if not processes.is_main:
+                return _Fit(task, config, MutedRunFolder(run.path), Silent()).run(resume=resume)
+            with locked(run.path):
+                return _Fit(task, config, run, display or Silent()).run(resume=resume)
+        finally:
+            use_own_layers(task.model)
 
 
 class _Fit:
@@ -105,7 +109,7 @@ class _Fit:
         if not resume and self.processes.is_main:
             self.checkpoints.clear()
         if self.config.guard == "rollback" and not done_steps:
-            self._save()  # there is always something to go back to
+            self._save_start()  # there is always something to go back to
         if self.config.tensorboard and self.processes.is_main:
             self.board = Board(self.folder.path / "tensorboard", done_steps)
         self.display.start(self.config.epochs, steps, done_steps)
@@ -119,6 +123,12 @@ class _Fit:
                 self.board.close()
         state.result.seconds = time.perf_counter() - started
         return state.result
+
+    def _save_start(self) -> None:
+        try:
+            self._save()
+        except TroubleError as e:
+            raise DivergedError(f"{e.trouble.message}: the weights to start from are damaged") from e
 
     def _epoch(self) -> None:
         try:

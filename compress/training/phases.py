@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,28 @@ class EarlierEpochs:
     Attributes:
         facts: for run.json.
         history: epoch rows of all earlier phases up to its best checkpoint, each with its phase number.
+        data: what its run.json says of the data it was trained on; empty where that is not known.
     """
 
     facts: dict[str, Any]
     history: list[dict[str, Any]]
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def judged_on_trained(self, data: Mapping[str, Any]) -> str | None:
+        """Return a warning where this phase divides the same pictures otherwise, and judges itself on trained ones.
+
+        Args:
+            data: this phase's, for run.json.
+        """
+        then = self.data
+        if not then or then.get("fingerprint") == data["fingerprint"] or then.get("classes") != data["classes"]:
+            return None
+        if then.get("train", 0) + then.get("val", 0) != data["train"] + data["val"]:
+            return None
+        return (
+            f"{self.facts['run']} was trained on the same number of pictures, divided otherwise: this run's validation "
+            f"pictures may have taught it, so that its accuracy says too much. Give the --seed of that run"
+        )
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,7 @@ class EarlierPhase(EarlierEpochs):
         student: the best checkpoint of the earlier run.
     """
 
-    student: Student
+    student: Student = field(kw_only=True)
 
 
 def load_phase(run: Path) -> EarlierPhase:
@@ -45,7 +64,7 @@ def load_phase(run: Path) -> EarlierPhase:
     """
     student = load_student(run)
     earlier = earlier_epochs(run)
-    return EarlierPhase(earlier.facts, earlier.history, student)
+    return EarlierPhase(earlier.facts, earlier.history, earlier.data, student=student)
 
 
 def earlier_epochs(run: Path) -> EarlierEpochs:
@@ -61,7 +80,8 @@ def earlier_epochs(run: Path) -> EarlierEpochs:
     before = folder.read_history()
     number = 1 + max((row["phase"] for row in before), default=0)
     history = [*before, *({**row, "phase": number} for row in rows if row["epoch"] <= best)]
-    return EarlierEpochs({"run": str(run), "epoch": best, "phase": number}, history)
+    data = folder.facts().get("data", {}) if folder.facts_path.is_file() else {}
+    return EarlierEpochs({"run": str(run), "epoch": best, "phase": number}, history, data)
 
 
 def take_over(student: Student, earlier: EarlierPhase) -> None:
@@ -72,6 +92,9 @@ def take_over(student: Student, earlier: EarlierPhase) -> None:
     """
     wanted, given = _plain(student.spec), _plain(earlier.student.spec)
     different = [f"{name} {given[name]}, now {wanted[name]}" for name in wanted if wanted[name] != given[name]]
+    pairs = enumerate(zip(earlier.student.spec.classes, student.spec.classes, strict=False))
+    other = next((f"class {at} '{then}', now '{now}'" for at, (then, now) in pairs if then != now), None)
+    different += [other] if other else []
     if different:
         raise UsageError(
             f"--init-from {earlier.facts['run']} holds another student: {'; '.join(different)}. Give the same "
@@ -86,7 +109,6 @@ def _plain(spec: StudentSpec) -> dict[str, object]:
         "image size": spec.image_size,
         "embedding": spec.embed_dim,
         "pruned layers": len(spec.widths),
-        "classes": ", ".join(spec.classes[:8]) + (f" ({spec.num_classes})" if spec.num_classes > 8 else ""),
         "number of classes": spec.num_classes,
         "normalisation": (spec.preprocess.mean, spec.preprocess.std),
     }

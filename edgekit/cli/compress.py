@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
-from edgekit.cli.training_options import GUARD_FIELDS, guard_options, resume_options
+from edgekit.cli.training_options import GUARD_FIELDS, guard_options, how_to_start, resume_options
 from edgekit.errors import UsageError
 from edgekit.terminal import print_json
 
@@ -80,7 +80,7 @@ def compress(**options: Any) -> None:
 
     from edgekit.compress.slim.run import compress as run_compress
 
-    facts = run_compress(_config(options), terminal, overwrite=options["overwrite"], resume=bool(options["resume"]))
+    facts = run_compress(_config(options), terminal, **how_to_start(options))
     if options["as_json"]:
         print_json("compress", facts)
 

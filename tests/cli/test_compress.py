@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgekit.cli.main import run
 from edgekit.compress.pictures.source import Batch
 from edgekit.compress.slim.task import RecoverTask
+from edgekit.compress.training.run_folder import RunFolder
 from edgekit.export.calibration.trained import read_trained
 from edgekit.models.checkpoint import load_student
 from tests.cli.commands_for_tests import ALONE, draw_colours, refused
@@ -172,6 +173,39 @@ def test_a_run_whose_data_are_gone_says_so(distilled: Path, tmp_path: Path, caps
     assert "is not at" in told and "pass --data DIR" in told
     (moved / "student.safetensors").unlink()
     assert "holds no student" in refused(capsys, 3, "compress", moved, "--qat", "--data", distilled.parent / "data")
+
+
+def test_a_run_without_a_task_loss_and_one_of_shards_are_taken(
+    distilled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    settings = yaml.safe_load((distilled / "config.yaml").read_text(encoding="utf-8"))
+    copied = tmp_path / "copied"
+    shutil.copytree(distilled, copied)
+    assert run(["data", "shard", "--data", settings["data"], "-o", str(tmp_path / "shards"), "-q"]) == 0
+    settings["recipe"] |= {"alpha": 10.0, "gamma": 0.0}  # learned from a teacher alone
+    settings["data"] = str(tmp_path / "shards" / "*.tar")
+    (copied / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    given = (copied, "--prune", 0.1, "--guide", "self", "--epochs", 1)
+    result = compress(capsys, *given, "-o", tmp_path / "out")
+    assert result["data"]["train"] == 42
+    longer = (*given[:-1], 2, "--resume", "-o", tmp_path / "out")
+    assert "--allow-change schedule" in refused(capsys, 2, "compress", *longer, "--device", "cpu")
+    compress(capsys, *longer, "--allow-change", "schedule")
+    rows = RunFolder(tmp_path / "out").read_metrics()
+    assert [row["epoch"] for row in rows if row["kind"] == "epoch"] == [1, 2]
+
+
+def test_recovery_is_judged_on_the_pictures_that_the_run_held_out(tmp_path: Path, capsys: Capture) -> None:
+    data = draw_colours(tmp_path / "data") / "train"
+    out = tmp_path / "run"
+    first = ("--data", str(data), "--val-fraction", "0.25", "--seed", "3", *STUDENT, *ALONE, "--epochs", "1")
+    assert run(["distill", *first, "-o", str(out), "-q"]) == 0
+    held_out = json.loads((out / "run.json").read_text(encoding="utf-8"))["data"]["fingerprint"]
+    small = compress(capsys, out, "--prune", 0.1, "--epochs", 1, "--seed", 5, "-o", tmp_path / "small")
+    assert small["data"]["fingerprint"] == held_out
+    # and a compressed run's next compression still knows it
+    last = compress(capsys, tmp_path / "small", "--prune", 0.1, "--epochs", 1, "-o", tmp_path / "last")
+    assert last["data"]["fingerprint"] == held_out
 
 
 def test_other_classes_are_refused(distilled: Path, tmp_path: Path, capsys: Capture) -> None:

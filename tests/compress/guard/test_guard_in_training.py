@@ -129,6 +129,15 @@ class Pictures2(Faulty):
         super().__init__(bad_from=10**9)
 
 
+def test_damaged_weights_to_start_from_are_one_line(tmp_path: Path) -> None:
+    task = Pictures2()
+    task.model[0].weight.data[0] = float("nan")
+    run = RunFolder(tmp_path)
+    run.create({}, {})
+    with pytest.raises(DivergedError, match="the weights to start from are damaged"):
+        fit(task, CONFIG.model_copy(update={"guard": "rollback"}), run)
+
+
 def test_a_trouble_that_comes_back_every_time_ends_the_run(tmp_path: Path) -> None:
     class Poisoned(Pictures):
         def loss(self, model: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:

@@ -38,6 +38,18 @@ def test_parameters_without_a_gradient_are_no_trouble() -> None:
     assert norms[2:].tolist() == [0.0, 0.0]
 
 
+def test_clipping_does_not_spread_nan_over_the_layers_that_have_none() -> None:
+    for limit in (0.0, 1.0):
+        model = net()
+        model(torch.randn(8, 4)).sum().backward()
+        first = model[0].weight.grad
+        assert first is not None
+        first[0, 0] = float("nan")
+        norms = GradientNorms(model)
+        assert np.isnan(norms.clip(limit)[0])
+        assert norms.first_not_finite() == "0.weight"
+
+
 def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from edgekit.compress.training.phases import EarlierEpochs
+from edgekit.compress.training.phases import EarlierEpochs, earlier_epochs, load_phase, take_over
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.compress.training.start import Start, begin, go_on, look
 from edgekit.errors import OutputExistsError, UsageError
+from edgekit.models.checkpoint import save_student
+from edgekit.models.spec import StudentSpec
+from edgekit.models.student import Student, build_student, student_preprocess
 from edgekit.terminal import Terminal
 
 SETTINGS: dict[str, Any] = {"student": "a", "recipe": {"fit": {"epochs": 3, "lr": 0.1, "schedule": {"name": "cosine"}}}}
@@ -71,6 +74,40 @@ def test_a_replaced_run_leaves_nothing_that_is_mistaken_for_the_new_one(run: Run
     assert not any(path.exists() for path in (run.metrics_path, run.history_path, checkpoint, events))
     assert "summary" not in run.facts()
     assert other.exists()  # the user's own
+
+
+def test_epochs_may_grow_under_a_constant_rate_but_not_where_pictures_grow_with_them(run: RunFolder) -> None:
+    fit = {"epochs": 3, "lr": 0.1, "schedule": {"name": "constant"}}
+    for grow_from, same in ((1.0, True), (0.5, False)):
+        settings = {"student": "a", "recipe": {"grow_from": grow_from, "fit": fit}}
+        longer = {"student": "a", "recipe": {"grow_from": grow_from, "fit": {**fit, "epochs": 5}}}
+        begin(run, settings, {"data": DATA})
+        if same:
+            assert look(run, longer, overwrite=False, resume=True, allow_change=()) == Start(True)
+            continue
+        with pytest.raises(UsageError, match="--allow-change schedule"):
+            look(run, longer, overwrite=False, resume=True, allow_change=())
+
+
+def test_a_phase_that_divides_the_same_pictures_otherwise_is_doubted(run: RunFolder) -> None:
+    earlier = earlier_epochs(run.path)
+    assert earlier.judged_on_trained(DATA) is None
+    assert earlier.judged_on_trained({**DATA, "fingerprint": "g", "train": 3}) is None  # other pictures
+    doubt = earlier.judged_on_trained({**DATA, "fingerprint": "g", "train": 1, "val": 2})
+    assert doubt is not None and "Give the --seed of that run" in doubt
+
+
+def test_classes_beyond_those_that_a_message_shows_are_compared(tmp_path: Path) -> None:
+    names = tuple(f"k{number:02}" for number in range(10))
+
+    def student(classes: tuple[str, ...]) -> Student:
+        return build_student(StudentSpec("test_byobnet", 8, classes, student_preprocess("test_byobnet", 32)))
+
+    save_student(tmp_path / "a.safetensors", student(names))
+    earlier = load_phase(tmp_path / "a.safetensors")
+    take_over(student(names), earlier)
+    with pytest.raises(UsageError, match="class 9 'k09', now 'zebra'"):
+        take_over(student((*names[:9], "zebra")), earlier)
 
 
 def test_a_next_phase_knows_the_epochs_before_it(run: RunFolder) -> None:

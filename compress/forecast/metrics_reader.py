@@ -135,7 +135,7 @@ def _jsonl_rows(path: Path, text: str) -> tuple[list[Row], list[str]]:
     for number, line in lines:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as e:
+        except (ValueError, RecursionError) as e:  # also an integer of thousands of digits, and lists in lists in lists
             if (number, line) == lines[-1] and not text.endswith("\n"):
                 notes.append(f"line {number} is torn (the run was stopped while it wrote) and is left out")
                 continue
@@ -150,15 +150,18 @@ def _jsonl_rows(path: Path, text: str) -> tuple[list[Row], list[str]]:
 def _csv_rows(path: Path, text: str) -> list[Row]:
     """Read a CSV with a header; empty cells are missing values, columns of words are left out."""
     reader = csv.reader(io.StringIO(text))
-    header = [name.strip() for name in next(reader, [])]
     rows: list[Row] = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            given = f"{len(cells)} cells, the header has {len(header)}"
-            raise LoadError(f"{path} line {reader.line_num}: {given}. Repair or remove the line.")
-        rows.append(_numbers(dict(zip(header, cells, strict=True))))
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                given = f"{len(cells)} cells, the header has {len(header)}"
+                raise LoadError(f"{path} line {reader.line_num}: {given}. Repair or remove the line.")
+            rows.append(_numbers(dict(zip(header, cells, strict=True))))
+    except csv.Error as e:  # an open quote makes one cell of all that follows
+        raise LoadError(f"{path} line {reader.line_num}: {e}. Close the quotes, or remove the line.") from e
     return rows
 
 
@@ -166,7 +169,7 @@ def _trainer_state_rows(path: Path, text: str) -> list[Row]:
     """Read `log_history`: training and evaluation rows of the same epoch are one row of the table."""
     try:
         state = json.loads(text)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise LoadError(f"{path} is no JSON: {e}.") from e
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):

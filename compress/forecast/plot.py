@@ -36,6 +36,8 @@ def plot_forecast(forecast: Forecast, epochs: FloatSeries, values: FloatSeries, 
             axes.axvline(restart.epoch, color="tab:red", linestyle=":", label=label)
         axes.set(xlabel="epoch", ylabel=forecast.metric, title=forecast.short_line())
         axes.title.set_fontsize("medium")
+        for text in (axes.title, axes.yaxis.label):  # the name of a column, in which "$" is no formula
+            text.set_parse_math(False)
         axes.legend(loc="lower right" if forecast.direction == "max" else "upper right")
 
 

@@ -59,10 +59,7 @@ def plot_runs(histories: Sequence[History], out: Path, *, title: str = "") -> No
         axes.set(title=name, xlabel="epoch")
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        lines, labels = axes.get_legend_handles_labels()
-        if len(lines) > 1:
-            order = lines if single else lines[::-1]
-            axes.legend(order, labels if single else labels[::-1], fontsize="small")
+        _name_lines(axes, backwards=not single)
         for history in histories:
             _mark(axes, history)
     for axes in (panels[0], panels[2], panels[4], panels[5]):
@@ -71,7 +68,7 @@ def plot_runs(histories: Sequence[History], out: Path, *, title: str = "") -> No
     if norms and max(norms) > 20 * min(norms):
         panels[3].set_yscale("log")  # what explodes does so by powers of ten
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)  # a path, in which "$" is no formula
     with atomic.atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
@@ -95,6 +92,16 @@ def _draw(axes: Any, curve: Curve, colour: str | None, label: str, *, style: str
     if curve.values:
         marker = "o" if len(curve.values) == 1 else None  # a line through one point is invisible
         axes.plot(curve.epochs, curve.values, style, color=colour, label=label, linewidth=width, marker=marker)
+
+
+def _name_lines(axes: Any, *, backwards: bool) -> None:
+    """Say which line is which where there are several."""
+    lines, labels = axes.get_legend_handles_labels()
+    if len(lines) > 1:
+        order = -1 if backwards else 1
+        legend = axes.legend(lines[::order], labels[::order], fontsize="small")
+        for text in legend.get_texts():  # names of runs, in which "$" is no formula
+            text.set_parse_math(False)
 
 
 def _mark(axes: Any, history: History) -> None:

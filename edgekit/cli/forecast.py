@@ -113,7 +113,7 @@ def _schedule(
         fit = settings["recipe"]["fit"]
         recorded = ScheduleConfig.model_validate(fit["schedule"])
         return recorded, float(fit["epochs"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as e:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as e:
         if total_epochs is not None:
             return None, None
         raise DataError(

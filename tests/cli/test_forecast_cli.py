@@ -102,10 +102,18 @@ def test_wrong_use_ends_with_a_line_and_a_code(
 
 def test_run_folder_of_another_version_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_folder(tmp_path)
-    (tmp_path / "config.yaml").write_text("fit: 3\n")
-    assert run(["forecast", str(tmp_path)]) == 2
-    assert "no configuration of a run of this version" in capsys.readouterr().err
+    for content in ("fit: 3\n", "[" * 5000):
+        (tmp_path / "config.yaml").write_text(content)
+        assert run(["forecast", str(tmp_path)]) == 2
+        assert "no configuration of a run of this version" in capsys.readouterr().err
     assert run(["forecast", str(tmp_path), "--total-epochs", "10"]) == 0
+
+
+def test_a_dollar_in_a_columns_name_is_no_formula(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("epoch,$a_$x\n" + "".join(f"{e},{0.8 - 0.5 * e**-0.7}\n" for e in range(1, 6)))
+    assert invoke(forecast, log, "--metric", "$a_$x", "--png", tmp_path / "x.png").exit_code == 0
+    assert (tmp_path / "x.png").is_file()
 
 
 def test_schedule_draws_and_warns(tmp_path: Path) -> None:

@@ -62,6 +62,17 @@ def test_killed_and_resumed_run_is_put_in_order(tmp_path: Path) -> None:
         ("log.csv", "round,acc\n1,2\n", DataError, "needs a column 'epoch'"),
         ("trainer_state.json", "{}", LoadError, "no 'log_history'"),
         ("trainer_state.json", "{", LoadError, "is no JSON"),
+        (
+            "log.csv",
+            'epoch,acc\n1,"2\n' + "3,4\n" * 40_000,
+            LoadError,
+            r"log\.csv line \d+: field larger than field limit",
+        ),
+        ("log.csv", '"epoch,acc\n' + "3,4\n" * 40_000, LoadError, r"log\.csv line \d+: field larger than field limit"),
+        ("metrics.jsonl", '{"epoch": 1}\n{"epoch": ' + "[" * 200_000 + "\n", LoadError, "line 2 is no JSON"),
+        ("metrics.jsonl", '{"epoch": ' + "1" * 5000 + "}\n", LoadError, "line 1 is no JSON: Exceeds the limit"),
+        ("trainer_state.json", "[" * 200_000, LoadError, "is no JSON"),
+        ("trainer_state.json", '{"epoch": ' + "1" * 5000 + "}", LoadError, "is no JSON: Exceeds the limit"),
         ("log.txt", "epoch 1", LoadError, "unknown kind of log '.txt'"),
     ],
 )

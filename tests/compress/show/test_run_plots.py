@@ -96,6 +96,13 @@ def test_the_picture_shows_each_run_its_phases_and_rollbacks(tmp_path: Path) -> 
         assert (np.abs(two.astype(int) - colour).sum(axis=1) < 12).sum() > 500
 
 
+def test_a_dollar_in_a_path_is_no_formula(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name).path for name in ("$a_$x", "$b_$x")]
+    plot_runs([read_history(runs[0])], tmp_path / "one.png", title=str(runs[0]))
+    plot_runs([read_history(run) for run in runs], tmp_path / "two.png")
+    assert (pixels(tmp_path / "one.png")[:40] < 128).any(), "the title is there"
+
+
 def test_one_epoch_can_be_drawn(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.create({}, {})

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgekit.errors import LoadError, VerificationError
+from edgekit.errors import LoadError, VerificationError, first_line
 from edgekit.export.parity import Precision
-from edgekit.export.runtimes import Format
+from edgekit.export.runtimes import Format, size_bytes
+from edgekit.printable import printable
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
@@ -135,9 +137,7 @@ def read_any_manifest(bundle: Path) -> Manifest | TextManifest:
     """
     path = bundle / MANIFEST_FILE
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise LoadError(f"{path} is {path.stat().st_size} bytes, more than any manifest")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_limited(bundle, MANIFEST_FILE, _MAX_MANIFEST_BYTES).decode("utf-8"))
         contract = values.get("input") if isinstance(values, dict) else None
         takes_ids = isinstance(contract, dict) and contract.get("name") == "tokens"
         return TextManifest.model_validate(values) if takes_ids else Manifest.model_validate(values)
@@ -151,17 +151,55 @@ def read_any_manifest(bundle: Path) -> Manifest | TextManifest:
         raise LoadError(f"{path} is not JSON: {e}") from e
 
 
+def read_limited(bundle: Path, name: str, limit_bytes: int) -> bytes:
+    """Return the content of a small file of a bundle that anyone may have made.
+
+    Raises:
+        LoadError: a pipe or device, which would be read for ever, a link out of the bundle, or too large.
+        OSError: not there, or not to be read.
+    """
+    try:
+        path = resolve(bundle, name)
+    except VerificationError as e:
+        raise LoadError(f"{bundle / name} is a link out of its folder, or one that leads nowhere") from e
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise LoadError(f"{bundle / name} is no regular file")
+    with path.open("rb") as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise LoadError(f"{bundle / name} has more than {limit_bytes} bytes, more than any such file")
+    return content
+
+
+def plain_size_bytes(path: Path) -> int:
+    """Return the size of a plain file, or of a folder of plain files.
+
+    Raises:
+        LoadError: a pipe or device, which would be read for ever, or a link inside a package, which could lead there.
+    """
+    for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise LoadError(f"{entry.name} is a link or no regular file; artifacts are made of plain files")
+    return size_bytes(path)
+
+
 def resolve(bundle: Path, relative: str) -> Path:
     """Return the path of a file that the manifest names, which must lie inside the bundle.
 
     Raises:
-        VerificationError: it is absolute, climbs out, or is a link out of the bundle.
+        VerificationError: it is absolute, climbs out, is a link out of the bundle, or no path at all.
     """
+    shown = printable(relative, 120)
     pure = PurePosixPath(relative)
-    inside = bundle.resolve()
-    target = (inside / pure).resolve()
+    try:
+        inside = bundle.resolve()
+        target = (inside / pure).resolve()
+        target.exists()  # asks the file system, which refuses names that it cannot hold
+    except (ValueError, RuntimeError, OSError) as e:  # a null character; links in a ring; a name that is too long
+        reason = printable(first_line(e), 120)
+        raise VerificationError(f"the manifest names '{shown}', which is no path of a file: {reason}") from e
     if pure.is_absolute() or ".." in pure.parts or "\\" in relative or not target.is_relative_to(inside):
-        raise VerificationError(f"the manifest names '{relative}', which lies outside the bundle: do not trust it")
+        raise VerificationError(f"the manifest names '{shown}', which lies outside the bundle: do not trust it")
     return target
 
 

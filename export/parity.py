@@ -59,7 +59,7 @@ class Gate:
         agreement: lower limit on the share of equal top classes.
         reason: why these numbers.
         least_cosine: lower limit on the cosine of every single embedding: a few wrong ones among hundreds hardly move
-            a mean or an SNR. The worst of 128 pictures had 2 to 7 times the mean noise, in every format and precision;
+            a mean or an SNR. The worst of 128 pictures had 2 to 18 times the mean noise, at noise far below the limits;
             10 times that of the SNR's limit is allowed, and less than half right nowhere.
         norm_error: upper limit on how far an embedding's length may be off: normalisation is inside the files, and
             1e-6 in float32 and 5e-4 in float16 arithmetic were measured.

@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.errors import LoadError, VerificationError
-from edgekit.export.manifest import MANIFEST_FILE, Manifest, Sha256, TextManifest, read_any_manifest, sha256_of
+from edgekit.export.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    Sha256,
+    TextManifest,
+    read_any_manifest,
+    read_limited,
+    resolve,
+    sha256_of,
+)
 
 CLIP_RECORD = "clip.json"
 TowerName = Literal["image", "text"]
@@ -59,9 +68,7 @@ def read_clip_record(bundle: Path) -> ClipRecord:
     """
     path = bundle / CLIP_RECORD
     try:
-        if path.stat().st_size > _MAX_RECORD_BYTES:
-            raise LoadError(f"{path} is {path.stat().st_size} bytes, more than any record of a CLIP")
-        record = ClipRecord.model_validate_json(path.read_bytes())
+        record = ClipRecord.model_validate_json(read_limited(bundle, CLIP_RECORD, _MAX_RECORD_BYTES))
     except OSError as e:
         raise LoadError(f"{bundle} is no bundle of a CLIP: {CLIP_RECORD} cannot be read ({e.strerror})") from e
     except (ValidationError, RecursionError) as e:
@@ -77,8 +84,9 @@ def check_tower(bundle: Path, name: TowerName, record: ClipRecord) -> Manifest |
 
     Raises:
         LoadError: there is none that can be read, or it is of the other kind.
-        VerificationError: it is another one than the record's.
+        VerificationError: it is another one than the record's, or its folder is a link out of the bundle.
     """
+    resolve(bundle, name)
     manifest = read_any_manifest(bundle / name)
     if not isinstance(manifest, TOWERS[name]):
         raise LoadError(f"{bundle / name} is not the bundle of a CLIP's {name} tower: its files take something else")

@@ -18,6 +18,7 @@ from edgekit.export.manifest import (
     FileRecord,
     Manifest,
     TextManifest,
+    plain_size_bytes,
     read_any_manifest,
     resolve,
     sha256_of,
@@ -62,7 +63,7 @@ class TowerFile:
         path = self.path
         if not path.exists():
             raise LoadError(f"{path} is not there, although its manifest lists it; export the bundle again")
-        if sha256_of(path) != self.record.sha256:
+        if plain_size_bytes(path) != self.record.size_bytes or sha256_of(path) != self.record.sha256:
             raise LoadError(f"{path} is not the file that was exported: its sha256 differs. Run edgekit verify on it")
         return path
 

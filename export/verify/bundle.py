@@ -18,11 +18,11 @@ from edgekit.export.manifest import (
     AnyManifest,
     FileRecord,
     TextManifest,
+    plain_size_bytes,
     read_any_manifest,
     resolve,
     sha256_of,
 )
-from edgekit.export.runtimes import size_bytes
 from edgekit.export.verify.check import Check
 from edgekit.printable import printable
 
@@ -87,7 +87,7 @@ def _statistics_file(bundle: Path, name: str, sha256: str) -> Check:
     subject = printable(name, 120)
     try:
         path = resolve(bundle, name)
-        same = _plain_size_bytes(path) <= MAX_FILE_BYTES and sha256_of(path) == sha256
+        same = plain_size_bytes(path) <= MAX_FILE_BYTES and sha256_of(path) == sha256
     except (EdgekitError, OSError) as e:
         return Check(subject, "sha256", False, printable(str(e), 300))
     return Check(subject, "sha256", same, "as in the manifest" if same else "differs: not the file that was exported")
@@ -100,7 +100,7 @@ def _stored_file(bundle: Path, record: FileRecord) -> tuple[list[Check], bool]:
         path = resolve(bundle, record.path)
         if not path.exists():
             return [Check(subject, "sha256", False, "the file is missing")], False
-        size = _plain_size_bytes(path)
+        size = plain_size_bytes(path)
         if size != record.size_bytes:
             return [
                 Check(subject, "sha256", False, "differs: not the file that was exported"),
@@ -115,18 +115,6 @@ def _stored_file(bundle: Path, record: FileRecord) -> tuple[list[Check], bool]:
         return [Check(subject, "path", False, f"cannot be read: {e.strerror or e}")], False
     detail = "as in the manifest" if same else "differs: not the file that was exported"
     return [Check(subject, "sha256", same, detail)], True
-
-
-def _plain_size_bytes(path: Path) -> int:
-    """Return the size of a plain file, or of a folder of plain files.
-
-    Raises:
-        LoadError: a pipe or device, which would be read for ever, or a link inside a package, which could lead there.
-    """
-    for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-            raise LoadError(f"{entry.name} is a link or no regular file; artifacts are made of plain files")
-    return size_bytes(path)
 
 
 def _contained(subject: str, function: str, *arguments: Any) -> list[Check]:

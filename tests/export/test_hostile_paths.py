@@ -1,0 +1,123 @@
+"""Bundles whose paths are a trap: what is no plain file is one clear line, no traceback and no hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from edgekit.export.clip.bundle import CLIP_RECORD
+from edgekit.export.manifest import MANIFEST_FILE, sha256_of
+from edgekit.export.verify.bundle import verify_bundle
+from edgekit.preprocess import Preprocess
+
+NO_SHA = "0" * 64
+RECORD: dict[str, Any] = {
+    "path": "model.fp32.onnx", "format": "onnx", "precision": "fp32", "recipe": "", "sha256": NO_SHA,
+    "size_bytes": 1, "inputs": [], "outputs": [], "parity": {}, "runtime": {},
+}  # fmt: skip
+COMMON: dict[str, Any] = {
+    "created": "", "edgekit_version": "", "versions": {}, "model": {"embed_dim": 4}, "teacher": None, "training": {},
+    "outputs": ["embedding"], "classes": [], "files": [RECORD], "golden_sha256": NO_SHA, "calibration": {},
+    "verification": {},
+}  # fmt: skip
+PICTURES = {"layout": {"onnx": "NCHW"}, "preprocess": Preprocess(32, 32).to_dict()}
+TEXTS = {"name": "tokens", "length": 8, "padding": 0, "tokenizer": "tokenizer.json", "tokenizer_sha256": NO_SHA}
+
+
+def write_manifest(folder: Path, contract: dict[str, Any], **changes: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_FILE).write_text(json.dumps({**COMMON, "input": contract, **changes}))
+
+
+def write_clip(folder: Path) -> Path:
+    for name, contract in (("image", PICTURES), ("text", TEXTS)):
+        write_manifest(folder / name, contract)
+    towers = {name: {"manifest_sha256": sha256_of(folder / name / MANIFEST_FILE)} for name in ("image", "text")}
+    record = {"embed_dim": 4, "scale": 1.0, "bias": None, "towers": towers, "retrieval": {}}
+    (folder / CLIP_RECORD).write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize("path", ["a\0b.onnx", "ring.onnx", "ring.onnx/model.onnx", "x" * 300 + ".onnx"])
+def test_an_impossible_path_in_the_manifest_is_a_failed_check(tmp_path: Path, path: str) -> None:
+    write_manifest(tmp_path, PICTURES, files=[{**RECORD, "path": path}], statistics={path: NO_SHA})
+    (tmp_path / "ring.onnx").symlink_to("ring.onnx")
+    checks = [check for check in verify_bundle(tmp_path) if check.subject != "golden.npz"]
+    assert [(check.check, check.passed) for check in checks] == [("sha256", False), ("path", False)]
+    for check in checks:
+        assert "is no path of a file" in check.detail and (check.subject + check.detail).isprintable()
+
+
+def limited(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line with little memory and time, so that a file without end is noticed."""
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))\n"
+        "from edgekit.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def a_picture(folder: Path) -> Path:
+    folder.mkdir()
+    Image.new("RGB", (50, 40), "red").save(folder / "red.png")
+    return folder
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def tower_elsewhere(bundle: Path) -> None:
+    shutil.move(bundle / "image", bundle.parent / "elsewhere")
+    (bundle / "image").symlink_to(bundle.parent / "elsewhere")
+
+
+TRAPS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a pipe": (lambda f: pipe(f / "image" / MANIFEST_FILE), "is no regular file"),
+    "a device": (lambda f: link(f / "image" / MANIFEST_FILE, "/dev/zero"), "is a link out of its folder"),
+    "links in a ring": (lambda f: link(f / "image" / MANIFEST_FILE, MANIFEST_FILE), "leads nowhere"),
+    "without end": (lambda f: os.truncate(f / "image" / MANIFEST_FILE, 2**40), "more than any such file"),
+    "a tower elsewhere": (tower_elsewhere, "outside the bundle"),
+}
+
+
+@pytest.mark.parametrize("command", ["verify", "search"])
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_trap_in_a_tower_is_one_line(tmp_path: Path, command: str, trap: str) -> None:
+    bundle = write_clip(tmp_path / "clip")
+    spring, said = TRAPS[trap]
+    spring(bundle)
+    pictures = a_picture(tmp_path / "pictures")
+    done = limited("verify", bundle, "-q", "--json") if command == "verify" else limited(
+        "search", pictures, "a star", "--model", bundle
+    )  # fmt: skip
+    assert done.returncode in (1, 3) and "Traceback" not in done.stderr, done.stderr
+    if command == "verify":
+        (tower,) = (c for c in json.loads(done.stdout)["checks"] if c["subject"] == "image")
+        assert not tower["passed"] and said in tower["detail"]
+    else:
+        assert said in done.stderr
+
+
+def test_a_pipe_in_the_place_of_a_model_does_not_stop_a_search(tmp_path: Path) -> None:
+    bundle = write_clip(tmp_path / "clip")
+    os.mkfifo(bundle / "image" / "model.fp32.onnx")
+    pictures = a_picture(tmp_path / "pictures")
+    done = limited("search", pictures, "a star", "--model", bundle)
+    assert done.returncode == 3 and "no regular file" in done.stderr

@@ -16,6 +16,7 @@ from edgekit.cli.schedule_options import SCHEDULE_NAMES, schedule_config, schedu
 from edgekit.compress.forecast.forecast import Estimate, Forecast, Reached, percent
 from edgekit.compress.forecast.forecast import forecast as make_forecast
 from edgekit.compress.forecast.metrics_reader import FloatSeries, MetricsTable, read_metrics
+from edgekit.compress.forecast.plot import plot_forecast, refuse_existing_png
 from edgekit.compress.forecast.timeline import Question
 from edgekit.compress.training.schedule import ScheduleConfig, ScheduleName
 from edgekit.errors import EXIT_OK, DataError, UsageError, did_you_mean
@@ -36,6 +37,7 @@ USUAL_METRICS = ("val_acc", "test_acc", "eval_accuracy", "val_accuracy", "val_to
 @click.option("--schedule", "schedule_name", type=SCHEDULE_NAMES, help="Learning-rate schedule of the run.")
 @schedule_parameters
 @click.option("--png", type=EXISTING, help="Write the drawing to this PNG file.")
+@click.option("--overwrite", is_flag=True, help="Replace a PNG file that exists.")
 @talk_options
 def forecast(
     metrics: Path,
@@ -52,6 +54,7 @@ def forecast(
     run folder tells its schedule and length itself.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
+    refuse_existing_png(options["png"], overwrite=options["overwrite"])
     table = read_metrics(metrics)
     if until is not None:
         table = table.until(until)
@@ -69,8 +72,6 @@ def forecast(
     epochs, values = table.series(question.metric)
     _show(terminal, answer, epochs, values)
     if options["png"] is not None:
-        from edgekit.compress.forecast.plot import plot_forecast
-
         plot_forecast(answer, epochs, values, options["png"])
         terminal.say(f"wrote {options['png']}")
     if options["as_json"]:

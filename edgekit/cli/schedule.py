@@ -10,6 +10,7 @@ import click
 from edgekit.chart import Line, canvas_for, chart
 from edgekit.cli.options import EXISTING, make_terminal, talk_options
 from edgekit.cli.schedule_options import SCHEDULE_NAMES, schedule_config, schedule_parameters
+from edgekit.compress.forecast.plot import plot_schedule, refuse_existing_png
 from edgekit.compress.training.schedule import ScheduleName, factor, planned_jumps
 from edgekit.errors import EXIT_OK
 from edgekit.terminal import print_json
@@ -22,6 +23,7 @@ from edgekit.terminal import print_json
 @click.option("--steps-per-epoch", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @schedule_parameters
 @click.option("--png", type=EXISTING, help="Write the drawing to this PNG file.")
+@click.option("--overwrite", is_flag=True, help="Replace a PNG file that exists.")
 @talk_options
 def schedule(
     name: ScheduleName, epochs: float, lr: float, steps_per_epoch: int, png: Path | None, **options: Any
@@ -29,6 +31,7 @@ def schedule(
     """Draw the schedule NAME over a run, and name every planned jump of the rate."""
     terminal = make_terminal(options.pop("quiet"), options.pop("verbose"))
     as_json = options.pop("as_json")
+    refuse_existing_png(png, overwrite=options.pop("overwrite"))
     config = schedule_config(name, options)
     points = 400
     at = [epochs * point / points for point in range(points)]
@@ -41,8 +44,6 @@ def schedule(
     if name == "plateau":
         terminal.say("plateau follows the validation metric while training; planned is its base rate")
     if png is not None:
-        from edgekit.compress.forecast.plot import plot_schedule
-
         plot_schedule(config, epochs, lr, png)
         terminal.say(f"wrote {png}")
     if as_json:

@@ -129,6 +129,21 @@ def test_schedule_draws_and_warns(tmp_path: Path) -> None:
         assert picture.format == "PNG"
 
 
+@pytest.mark.parametrize("args", [("forecast", RESTARTS, "--until", 20), ("schedule", "cosine")])
+def test_a_picture_that_is_there_stays_unless_asked(
+    args: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png = tmp_path / "mine.png"
+    png.write_bytes(b"mine")
+    asked = [*map(str, args), "--png", str(png)]
+    assert run(asked) == 2
+    assert "mine.png exists already. Give --png another name, or pass --overwrite" in capsys.readouterr().err
+    assert png.read_bytes() == b"mine"
+    assert run([*asked, "--overwrite"]) == 0
+    with Image.open(png) as picture:
+        assert picture.format == "PNG"
+
+
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear", "step", "plateau", "one-cycle", "wsd"])
 def test_schedules_without_jumps_draw_in_silence(name: str) -> None:
     result = invoke(schedule, name, "--epochs", 40)

@@ -62,7 +62,7 @@ def forecast(
     question = _question(
         metric=metric or _usual_metric(table),
         target=target,
-        total_epochs=total_epochs or planned_epochs,
+        total_epochs=planned_epochs if total_epochs is None else total_epochs,
         schedule=schedule,
         direction=options["direction"],
         best=options["best"],

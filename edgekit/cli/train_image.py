@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgekit.cli.config_file import set_defaults
 from edgekit.cli.options import EXISTING, given_or, make_terminal, output_options, picture_options, talk_options
 from edgekit.cli.training_options import GUARD_FIELDS, guard_options, how_to_start, resume_options, seed_options
+from edgekit.errors import UsageError
 from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ _FIT = (
     *("epochs", "batch_size", "lr", "optimizer", "momentum", "nesterov", "weight_decay", "clip_norm", "seed", "device"),
     *("precision", "ema_decay", *GUARD_FIELDS),
 )
+_OF_SOME_SCHEDULES = {"t_0": "--t0", "t_mult": "--t-mult", "min_lr": "--min-lr"}
 _SCHEDULE = {"schedule": "name", "t_0": "t_0", "t_mult": "t_mult", "warmup_epochs": "warmup_epochs"}
 
 
@@ -85,7 +88,7 @@ def train_image(**options: Any) -> None:
     The run folder is a student's: export, verify, bench and eval take it, and so does distill as a teacher.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
-    for note in click.get_current_context().meta.get(_NOTES, []):
+    for note in (*click.get_current_context().meta.get(_NOTES, []), *_unread_by_schedule(options)):
         terminal.warn(note)
 
     from edgekit.compress.image.train import TrainImageConfig
@@ -102,6 +105,33 @@ def train_image(**options: Any) -> None:
     run_training(config, terminal, **how_to_start(options))
     if options["as_json"]:
         print_json("train-image", RunFolder(config.output).facts())
+
+
+def _unread_by_schedule(options: Mapping[str, Any]) -> list[str]:
+    """Refuse options that the schedule does not read; of another trainer's settings return a note of them.
+
+    Raises:
+        UsageError: naming the options, and the schedules that read them.
+    """
+    from edgekit.compress.image.recipe import IMAGE_SGD
+    from edgekit.compress.training.schedule import PARAMETERS, reads
+
+    context = click.get_current_context()
+    name = options["schedule"] or IMAGE_SGD.fit.schedule.name
+    if name not in PARAMETERS:
+        return []  # the recipe names those that there are
+    notes = []
+    for option, spelling in _OF_SOME_SCHEDULES.items():
+        field = _SCHEDULE.get(option, "min_factor")  # a lowest rate is a factor on the peak
+        if options[option] is None or field in reads(name):
+            continue
+        readers = ", ".join(known for known in PARAMETERS if field in reads(known))
+        said = f"the schedule {name} does not read {spelling}; read by {readers}"
+        theirs = _NOTES in context.meta and context.get_parameter_source(option) is ParameterSource.DEFAULT_MAP
+        if not theirs:
+            raise UsageError(f"{said}. Leave it out, or give another --schedule")
+        notes.append(said)
+    return notes
 
 
 def _recipe(options: Mapping[str, Any]) -> ImageRecipe:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edgekit.cli.config_file import config_option
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
 from edgekit.cli.training_options import GUARD_FIELDS, guard_options, how_to_start, resume_options, seed_options
+from edgekit.errors import UsageError
 from edgekit.terminal import print_json
 
 _FIT = ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision", *GUARD_FIELDS)
@@ -70,6 +73,7 @@ def train_text(**options: Any) -> None:
     divergence, each with its interval, and the confusion matrix go to the run folder.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
+    _refuse_unread(options)
 
     from edgekit.compress.text.recipe import load_text_recipe
     from edgekit.compress.text.train import TextConfig
@@ -93,3 +97,23 @@ def train_text(**options: Any) -> None:
     summary = run_training(config, terminal, **how_to_start(options))
     if options["as_json"]:
         print_json("train-text", dict(summary.facts))
+
+
+def _refuse_unread(options: Mapping[str, Any]) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        UsageError: weights of a teacher that is not given, or a share to hold out beside --val.
+    """
+    if options["teacher"] is None:
+        for name in ("alpha", "beta", "temperature"):
+            if options[name]:
+                raise UsageError(
+                    f"--{name} {options[name]:g} is of learning from a teacher; give --teacher, or leave it out"
+                )
+    given = click.get_current_context().get_parameter_source("val_fraction") is not ParameterSource.DEFAULT
+    if options["val"] is not None and given:
+        raise UsageError(
+            f"--val-fraction {options['val_fraction']:g} holds out training texts, while --val {options['val']} gives "
+            "the validation texts; leave one of them out"
+        )

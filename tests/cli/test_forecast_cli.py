@@ -86,6 +86,7 @@ def test_the_readmes_target_in_percent_is_taken(tmp_path: Path) -> None:
         (["{log}", "--schedule", "cosine", "--t0", "3"], 2, "cosine does not read --t0"),
         (["{log}", "--schedule", "cosin"], 2, "cosin"),
         (["{log}", "--total-epochs", "-3"], 2, "--total-epochs"),
+        (["{log}", "--total-epochs", "0"], 2, "--total-epochs: Input should be greater than 0"),
     ],
 )
 def test_wrong_use_ends_with_a_line_and_a_code(

@@ -59,6 +59,14 @@ REFUSED = {
     "recipe": ("a\t1\nb\t0\n", ("--recipe", "text-tinny"), "did you mean 'text-tiny'"),
     "length": ("a\t1\nb\t0\n", ("--max-length", "1"), "max_length: Input should be greater than or equal to 2"),
     "teacher": ("a\t1\nb\t0\nc\t1\nd\t0\n", ("--teacher", "."), "holds no text classifier"),
+    "alpha alone": ("a\t1\nb\t0\n", ("--alpha", "2"), "--alpha 2 is of learning from a teacher; give --teacher"),
+    "beta alone": ("a\t1\nb\t0\n", ("--beta", "0.5"), "--beta 0.5 is of learning from a teacher"),
+    "temperature alone": ("a\t1\nb\t0\n", ("--temperature", "4"), "--temperature 4 is of learning from a teacher"),
+    "share beside a file": (
+        "a\t1\nb\t0\n",
+        ("--val", "{data}", "--val-fraction", "0.1"),
+        "--val-fraction 0.1 holds out training texts, while --val",
+    ),
     "few texts": ("a\t1\nb\t0\n", (), "too few to hold out"),
 }
 
@@ -67,6 +75,7 @@ REFUSED = {
 def test_refused(tmp_path: Path, capsys: Capture, content: str, more: tuple[str, ...], message: str) -> None:
     data = tmp_path / "a.tsv"
     data.write_text(content)
+    more = tuple(part.format(data=data) for part in more)
     assert run(train(data, tmp_path / "run", *more)) in (2, 3)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "run.json").exists()

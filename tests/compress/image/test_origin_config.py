@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.cli.main import run
 from edgekit.compress.image.origin_config import read_origin_config
 from edgekit.errors import UsageError
 
@@ -79,3 +80,33 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, content: object, messag
         read_origin_config(write(tmp_path, content))
     with pytest.raises(UsageError, match="cannot be read"):
         read_origin_config(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--t0", "10"), "the schedule cosine does not read --t0; read by cosine-restarts. Leave it out"),
+        (("--t-mult", "3", "--schedule", "wsd"), "the schedule wsd does not read --t-mult; read by cosine-restarts"),
+        (
+            ("--min-lr", "1e-5", "--schedule", "constant"),
+            "the schedule constant does not read --min-lr; read by cosine,",
+        ),
+        (("--t0", "10", "--schedule", "cosin"), "cosin"),
+    ],
+)
+def test_options_that_the_schedule_does_not_read_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert run(["train", "image", "--data", str(tmp_path), *options, "-o", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_what_another_trainer_says_of_its_own_schedule_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], schedule: str
+) -> None:
+    theirs = ("--config", str(write(tmp_path, ORIGIN)), "--schedule", schedule)
+    assert run(["train", "image", "--data", str(tmp_path / "none"), *theirs, "-o", str(tmp_path / "run")]) != 0
+    said = capsys.readouterr().err
+    assert f"warning: the schedule {schedule} does not read --t0" in said
+    assert "error: the schedule" not in said and "none" in said, "only the missing pictures stop it"

@@ -6,11 +6,15 @@ Runtimes and parsers are native code; a damaged file can take the whole process 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +23,13 @@ from edgekit.errors import EdgekitError, LoadError, MissingExtraError, UsageErro
 from edgekit.printable import printable
 
 TIMEOUT_S = 120.0
+_DEADLINE = "EDGEKIT_CONTAINED_UNTIL"
+"""Set in a child and in all that it starts: when it will be stopped, in seconds since 1970."""
+
+_MARGIN_S = 5.0
+"""What a child within a child is stopped before the outer one, so that the outer one can say which was late."""
+
+_LAST_WORDS_BYTES = 65536
 MEMORY_BYTES = 16 * 2**30
 """Private memory that a child may ask for (Linux); PyTorch with all its libraries takes under 2 GiB."""
 
@@ -40,21 +51,58 @@ def call_contained(
     # the empty folder is also what `-m` puts first on the child's path: nothing there can pose as a library
     with TemporaryDirectory(prefix="edgekit-") as folder:
         (Path(folder) / "request.json").write_text(json.dumps(request))
+        timeout_s = min(timeout_s, max(1.0, _left_s() - _MARGIN_S))
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "edgekit.export.contained"],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=timeout_s,
-            )
+            code, last_words = _run(Path(folder), timeout_s)
         except subprocess.TimeoutExpired as e:
-            raise LoadError(f"the child process was stopped: no answer within {timeout_s:g} s") from e
+            raise LoadError(f"the child process was stopped: no answer within {round(timeout_s, 1):g} s") from e
         answer = Path(folder) / "answer.json"
-        if done.returncode != 0 or not answer.is_file():
-            raise LoadError(f"the child process {how_it_ended(done.returncode, done.stderr)}")
+        if code != 0 or not answer.is_file():
+            raise LoadError(f"the child process {how_it_ended(code, last_words)}")
         return _open_answer(json.loads(answer.read_text()))
+
+
+def _left_s() -> float:
+    """Return how long this process may go on: for ever, unless it is a child itself."""
+    return float(os.environ.get(_DEADLINE, "inf")) - time.time()
+
+
+def _run(folder: Path, timeout_s: float) -> tuple[int, bytes]:
+    """Start the child and wait; return its exit code and its last words. However this ends, nothing of it is left.
+
+    The child leads a group of processes with all that it starts, so that all end with it. What a child calls contained
+    stays in the group. The terminal sends Ctrl-C to another group, ours; so the way out ends the child there, too.
+
+    Raises:
+        subprocess.TimeoutExpired: no answer in time.
+    """
+    leads = _DEADLINE not in os.environ
+    with tempfile.TemporaryFile() as errors:  # no pipe, which a grandchild would hold open after the child has ended
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgekit.export.contained"],
+            cwd=folder,
+            env={**os.environ, _DEADLINE: str(time.time() + timeout_s)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=leads,  # does nothing on Windows
+        )
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            _end(process, whole_group=leads)
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+        return code, errors.read()
+
+
+def _end(process: subprocess.Popen[bytes], *, whole_group: bool) -> None:
+    if whole_group and sys.platform != "win32":
+        # the group is gone where all have ended; macOS says EPERM where only dead ones are left in it
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
 
 
 def _open_answer(answer: dict[str, Any]) -> Any:

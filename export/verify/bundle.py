@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError, LoadError
-from edgekit.export.contained import call_contained
+from edgekit.export.contained import TIMEOUT_S, call_contained
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -23,6 +23,7 @@ from edgekit.export.manifest import (
     resolve,
     sha256_of,
 )
+from edgekit.export.tflite.tensorflow import TIMEOUT_S as TENSORFLOW_S
 from edgekit.export.verify.check import Check
 from edgekit.printable import printable
 
@@ -64,7 +65,11 @@ def verify_bundle(
         checks += stored
         if opens:
             python = str(tensorflow_python) if tensorflow_python else None
-            checks += _contained(record.path, f"{opener}:file_checks", str(bundle.absolute()), number, threads, python)
+            arguments = (str(bundle.absolute()), number, threads, python)
+            # TensorFlow takes a process of the child's own, whose limit must pass before the child's does
+            slow = python is not None or record.format == "saved_model"
+            limit_s = TIMEOUT_S + TENSORFLOW_S if slow else TIMEOUT_S
+            checks += _contained(record.path, f"{opener}:file_checks", *arguments, timeout_s=limit_s)
     return checks
 
 
@@ -117,10 +122,10 @@ def _stored_file(bundle: Path, record: FileRecord) -> tuple[list[Check], bool]:
     return [Check(subject, "sha256", same, detail)], True
 
 
-def _contained(subject: str, function: str, *arguments: Any) -> list[Check]:
+def _contained(subject: str, function: str, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Check]:
     """Run "module:function" of this package in a child process; what kills the child is a failed check."""
     try:
-        values = call_contained(f"edgekit.export.verify.{function}", *arguments)
+        values = call_contained(f"edgekit.export.verify.{function}", *arguments, timeout_s=timeout_s)
     except EdgekitError as e:
         return [Check(printable(subject, 120), "runtime", False, str(e))]
     return [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -68,3 +72,69 @@ def test_the_working_folder_cannot_pose_as_a_library(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LoadError, match="damaged or of another type"):
         call_contained("edgekit.export.audit.audit:audit_values", str(tmp_path / "model.onnx"))
+
+
+@pytest.fixture
+def lingering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module `lingers` whose functions start a process that lives for a minute; its id goes to the file returned."""
+    (tmp_path / "lingers.py").write_text(
+        "import os, subprocess, sys, time\n"
+        "def start(path):\n"
+        "    code = 'import os, sys, time; open(sys.argv[1], \"w\").write(str(os.getpid())); time.sleep(60)'\n"
+        "    subprocess.Popen([sys.executable, '-c', code, path])\n"
+        "    while not os.path.exists(path) or not open(path).read(): time.sleep(0.05)\n"
+        "def hang(path):\n"
+        "    start(path); time.sleep(60)\n"
+        "def crash(path):\n"
+        "    start(path); os.abort()\n"
+        "def nested(path):\n"
+        "    from edgekit.export.contained import call_contained\n"
+        "    call_contained('lingers:hang', path, timeout_s=100)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path / "pid"
+
+
+def assert_ended(path: Path) -> None:
+    """The process whose id a file holds is gone, or dead and not yet buried."""
+    stat = Path(f"/proc/{path.read_text()}/stat")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except OSError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {path.read_text()} is still there")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize(("function", "said"), [("hang", "within 15 s"), ("nested", "no answer"), ("crash", "SIGABRT")])
+def test_nothing_that_a_child_started_outlives_it(lingering: Path, function: str, said: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(LoadError, match=said):
+        call_contained(f"lingers:{function}", str(lingering), timeout_s=15)
+    assert time.monotonic() - started < 50, "it waited for the grandchild"
+    assert_ended(lingering)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_ctrl_c_ends_the_child_and_what_it_started(lingering: Path) -> None:
+    """The terminal's signal goes to the parent's group alone."""
+    script = f"from edgekit.export.contained import call_contained; call_contained('lingers:hang', {str(lingering)!r})"
+    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (lingering.exists() and lingering.read_text()):
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)
+    _, said = parent.communicate(timeout=30)
+    assert b"KeyboardInterrupt" in said
+    assert_ended(lingering)
+
+
+def test_what_a_child_waits_for_is_late_before_the_child_is(lingering: Path) -> None:
+    """So the check that failed is named, and the others of the child are told."""
+    with pytest.raises(LoadError, match=r"no answer within (?!20 s)"):
+        call_contained("lingers:nested", str(lingering), timeout_s=20)

@@ -23,14 +23,14 @@ from edgekit.export.manifest import (
     resolve,
     sha256_of,
 )
-from edgekit.export.runtimes import open_session
+from edgekit.export.runtimes import Format, open_session
 from edgekit.export.session import FloatArray, Session
 from edgekit.export.text.golden import bundled_tokenizer
 from edgekit.export.text.session import open_text_session, run_texts
 from edgekit.models.text_tokenizer import Encoded
 from edgekit.preprocess import Preprocess
 
-_FORMATS = ("onnx", "tflite", "coreml")
+_FORMATS: tuple[Format, ...] = ("onnx", "tflite", "coreml", "saved_model")
 _PRECISIONS = ("fp32", "fp16", "int8")
 """What is taken out of a bundle: ONNX before the others, the most exact before the smaller."""
 

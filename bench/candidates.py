@@ -31,11 +31,13 @@ from edgekit.preprocess import Preprocess
 UNREAD = "?"
 """Stands for a format or precision that is not known (yet)."""
 LIBRARIES: Mapping[Format, tuple[str, ...]] = {
-    "onnx": ("onnxruntime",),
-    "tflite": ("ai_edge_litert.interpreter",),
-    "coreml": ("torch",),
-    "saved_model": (),  # TensorFlow is in a process of its own, of another environment perhaps
+    "onnx": ("onnxruntime", "edgekit.export.onnx.session"),
+    "tflite": ("ai_edge_litert.interpreter", "edgekit.export.tflite.session", "email.parser"),
+    "coreml": ("torch", "edgekit.export.mil.interpreter"),
+    "saved_model": ("edgekit.export.saved_model.convert",),  # TensorFlow has a process of its own, perhaps elsewhere
 }
+"""What is loaded before the clock of a cold start: the runtime, and our own code around it. `email.parser` is what
+`importlib.metadata` reads a version with; ONNX Runtime has loaded it already."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _artifact(name: str, given: Given, threads: int) -> Candidate:
         opening=Opening(
             "edgekit.bench.openers:artifact",
             (str(given.path.absolute()), threads),
-            LIBRARIES[form],
+            (*LIBRARIES[form], "edgekit.export.runtimes"),
         ),
         contract=Preprocess.from_dict(listed.input.preprocess) if listed else None,
         timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
@@ -213,7 +215,9 @@ def _of_texts(known: Candidate, manifest: TextManifest, form: Format, threads: i
     arguments = (str(known.path.absolute()), threads, manifest.input.length, token)
     return replace(
         known,
-        opening=Opening("edgekit.bench.openers:text_artifact", arguments, LIBRARIES[form]),
+        opening=Opening(
+            "edgekit.bench.openers:text_artifact", arguments, (*LIBRARIES[form], "edgekit.export.text.session")
+        ),
         timed=CAN_BE_TIMED[DEFAULT_RUNTIME[form]],
         scored=False,
         note=f"takes texts: its latency is of one text of {manifest.input.length} ids",

@@ -16,7 +16,7 @@ from edgekit.export.manifest import sha256_of
 from edgekit.models.teacher_record import read_record
 
 _REPAIR = "give the run folder as the training left it, or its student.safetensors alone"
-_EAGER = ("torch", "timm", "edgekit.export.deploy")
+_EAGER = ("torch", "timm", "edgekit.export.deploy", "edgekit.models.checkpoint")
 
 
 def student_candidate(run: Path, threads: int) -> Candidate:

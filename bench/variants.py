@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from edgekit.bench.candidates import Candidate
+from edgekit.bench.candidates import LIBRARIES, Candidate
 from edgekit.bench.worker import Opening
 from edgekit.export.runtimes import on_macos
 
@@ -38,7 +38,9 @@ def by_unit(candidate: Candidate) -> list[Candidate]:
             name=f"{candidate.name} ({unit})",
             accelerator=unit,
             timed=True,
-            opening=Opening("edgekit.bench.openers:core_ml", (path, unit), ("coremltools",)),
+            opening=Opening(
+                "edgekit.bench.openers:core_ml", (path, unit), ("coremltools", "edgekit.export.coreml.session")
+            ),
         )
         for unit in COMPUTE_UNITS
     ]
@@ -51,7 +53,7 @@ def _with_provider(candidate: Candidate, provider: str) -> Candidate:
         candidate,
         name=f"{candidate.name} ({PROVIDERS[provider]})",
         accelerator=provider,
-        opening=Opening("edgekit.bench.openers:onnx_provider", (path, threads, provider), ("onnxruntime",)),
+        opening=Opening("edgekit.bench.openers:onnx_provider", (path, threads, provider), LIBRARIES["onnx"]),
     )
 
 

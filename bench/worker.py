@@ -143,7 +143,8 @@ class Worker:
 
     def precision(self, path: Path) -> str:
         """Return what a file's weights are stored in, read by the child; ask when nothing is timed any more."""
-        return str(self._ask("precision", {"path": str(path)})["precision"])
+        whole = path.absolute()  # the child works in another folder
+        return str(self._ask("precision", {"path": str(whole)})["precision"])
 
     def close(self) -> None:
         """End the process."""

@@ -144,3 +144,10 @@ def test_other_classes_than_the_data_has_fail_alone(files: list[Path], tmp_path:
     report = run_bench(BenchConfig((files[0], five), data=draw(tmp_path / "data"), latency=QUICK))
     assert report.rows[0].scores is not None
     assert "gives 5 scores, the data has 3 classes" in str(report.rows[1].failure)
+
+
+def test_a_relative_path_is_read_as_an_absolute_one(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that reads the precision works in another folder."""
+    monkeypatch.chdir(files[0].parent)
+    (row,) = run_bench(BenchConfig((Path(files[0].name),), latency=QUICK)).rows
+    assert row.precision == "fp32" and row.notes == ()

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -104,6 +104,25 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         if target.is_dir() and not any(target.iterdir()):
             return
     raise OutputExistsError(f"{target} exists already. Choose another -o/--output, or pass --overwrite to replace it.")
+
+
+def refuse_replacing(target: Path, inputs: Iterable[Path | str | None]) -> None:
+    """Raise if `target` is, or holds, something that the command reads: --overwrite would delete it.
+
+    Args:
+        target: the output.
+        inputs: what is read; None stands for an input that was not given. One that holds `target` is welcome.
+
+    Raises:
+        OutputExistsError: naming the input.
+    """
+    whole = _resolve(target)
+    for given in inputs:
+        if given is not None and _resolve(Path(given)).is_relative_to(whole):
+            said = "is" if _resolve(Path(given)) == whole else f"holds {given},"
+            raise OutputExistsError(
+                f"{target} {said} what this command reads, and is not replaced. Choose another -o/--output."
+            )
 
 
 def _refuse_precious(target: Path) -> None:

@@ -57,6 +57,7 @@ def write_shards(
 
     Raises:
         UsageError: the data are clips, or shards would hold nothing.
+        OutputExistsError: the folder is there and not to be replaced, or holds pictures of the data set.
         DataError: too many files cannot be read; nothing is written then.
         WriteError: the disk refuses.
     """
@@ -64,6 +65,7 @@ def write_shards(
         raise UsageError(f"{dataset.root} holds {dataset.kind}; `edgekit data shard` writes pictures")
     if shard_bytes < 1:
         raise UsageError(f"--shard-size {shard_bytes}: give a positive number of bytes, such as 100MB")
+    atomic.refuse_replacing(output, (dataset.root, *(sample.path for sample in (*dataset.train, *dataset.val))))
     written = Written()
     with atomic.atomic_folder(output, overwrite=overwrite) as folder:
         for split, samples in (("train", _shuffled(dataset.train, seed)), ("val", dataset.val)):

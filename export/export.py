@@ -12,11 +12,10 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from edgekit import atomic
-from edgekit.data import ImageDataset, load_dataset
+from edgekit.data import ImageDataset
 from edgekit.errors import LoadError, UsageError, VerificationError
 from edgekit.export.attempt import Attempt as Attempt
 from edgekit.export.attempt import Workshop
@@ -27,6 +26,7 @@ from edgekit.export.choice.candidates import ChoiceConfig
 from edgekit.export.choice.table import COLUMNS, table_rows, title
 from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
 from edgekit.export.export_clips import ExportClips
+from edgekit.export.export_data import run_dataset
 from edgekit.export.export_pictures import ExportPictures
 from edgekit.export.exporters import DYNAMIC_BATCH, Conversion
 from edgekit.export.golden import prove_golden, write_golden
@@ -45,12 +45,11 @@ from edgekit.export.parity import Precision
 from edgekit.export.records import LIBRARIES, record_of, run_facts, versions_of
 from edgekit.export.runtimes import Format
 from edgekit.export.session import run_batched
-from edgekit.listing import Kind, name_some
+from edgekit.listing import name_some
 from edgekit.models.checkpoint import load_student, student_file
 from edgekit.models.complexity import measure_complexity
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
-from edgekit.shards import refuse_shards
 from edgekit.terminal import Terminal, human_bytes
 
 
@@ -65,12 +64,12 @@ class ExportConfig:
         auto: choose one quantized file for each format, by measurement.
         max_drop: points of accuracy (0 to 100) that the chosen one may lose against fp32.
         data: pictures for calibration and comparison; None takes the data that the run was trained on.
-        val_fraction: as for distill; None takes the run's.
+        val_fraction: as for distill, of `data` that do not come split; None takes the run's.
         outputs: of the files, in order.
         calibration_images: training pictures that set the INT8 ranges.
         comparison_images: validation pictures on which every file is compared with PyTorch.
         dynamic_batch: take any batch size, in the formats that can.
-        seed: of the choice of pictures.
+        seed: of the choice of pictures; of the split, too, where the run does not tell its own.
     """
 
     run: Path
@@ -102,8 +101,9 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
     model = DeployModel(student, config.outputs).eval()
     if config.dynamic_batch and student.spec.frames > 1:
         raise UsageError("--dynamic-batch is for pictures: the file of a clip student takes one clip; leave it out")
-    dataset = run_dataset(config, student.spec.frames)
+    dataset = run_dataset(config, terminal, student.spec.frames)
     _check_classes(student, dataset)
+    atomic.refuse_replacing(config.output, (config.run, *(sample.path for sample in (*dataset.train, *dataset.val))))
     pictures = _choose(config, student.spec, dataset)
     reference = TorchSession(model, threads=1)
     expected = run_batched(reference, pictures.comparison)
@@ -169,25 +169,6 @@ def _choose(config: ExportConfig, spec: StudentSpec, dataset: ImageDataset) -> E
     if spec.frames > 1:
         return ExportClips.choose_clips(dataset, spec.preprocess, spec.frames, counts, config.seed)
     return ExportPictures.choose(dataset, spec.preprocess, counts, config.seed)
-
-
-def run_dataset(config: ExportConfig, frames: int = 1) -> ImageDataset:
-    """Return the data set of the run, or the one that was given; with `frames` > 1 one of clips."""
-    kind: Kind = "clips" if frames > 1 else "pictures"
-    if config.data is not None:
-        refuse_shards(config.data, "--data names")
-        return load_dataset(config.data, val_fraction=config.val_fraction, seed=config.seed, kind=kind)
-    folder = config.run if config.run.is_dir() else config.run.parent
-    try:
-        trained = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        source, fraction = Path(trained["data"]), trained["val_fraction"]
-        seed, broken = trained["recipe"]["fit"]["seed"], json.loads((folder / "run.json").read_text())["data"]["broken"]
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as e:
-        raise UsageError(f"{config.run} does not say what it was trained on; pass --data DIR with its pictures") from e
-    refuse_shards(source, f"{config.run} was trained on")
-    if not source.exists():
-        raise UsageError(f"the data that {config.run} was trained on is not at {source} any more; pass --data DIR")
-    return load_dataset(source, val_fraction=fraction, seed=seed, kind=kind).without(broken)
 
 
 def _labels(dataset: ImageDataset, pictures: ExportPictures) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from edgekit.atomic import (
     _swap,
     atomic_folder,
     refuse_existing,
+    refuse_replacing,
 )
 from edgekit.errors import EXIT_USAGE, OutputExistsError
 
@@ -108,3 +109,15 @@ def test_a_folder_that_cannot_be_listed_counts_as_full(open_tmp: Path, without_r
     secret.mkdir(mode=0o300)
     with without_root(), pytest.raises(OutputExistsError):
         refuse_existing(secret, overwrite=False)
+
+
+def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    inside = tmp_path / "run" / "sub" / "picture.png"
+    inside.touch()
+    for output in ("run", "link", "run/sub", "run/sub/picture.png", "run/../run/sub"):
+        with pytest.raises(OutputExistsError, match="this command reads, and is not replaced"):
+            refuse_replacing(tmp_path / output, (None, tmp_path / "elsewhere", str(inside)))
+    for output in ("bundle", "run/bundle", "run/sub/pict"):
+        refuse_replacing(tmp_path / output, (inside, None))

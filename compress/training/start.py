@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.atomic import refuse_existing
+from edgekit.atomic import refuse_existing, refuse_replacing
 from edgekit.compress.training.changed_settings import Allowed, refuse_changes, refuse_other_data
 from edgekit.compress.training.phases import EarlierEpochs
 from edgekit.compress.training.run_folder import RunFolder
@@ -49,6 +49,7 @@ def look(
     refuse_locked(run.path)
     if resume and run.facts_path.is_file():
         return Start(True, tuple(refuse_changes(run, settings, allow_change)))
+    refuse_replacing(run.path, [settings.get("init_from")])
     refuse_existing(run.path, overwrite=overwrite)
     return Start(False)
 

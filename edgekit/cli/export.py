@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from edgekit.atomic import refuse_replacing
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
 from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, UsageError
 from edgekit.terminal import human_bytes, print_json
@@ -80,6 +81,7 @@ def export(**options: Any) -> int:
 
     kind = _kind(Path(options["run"]))
     config = _config(options, kind)
+    refuse_replacing(config.output, (config.run, config.data, _data_of(config.run)))
     attempts = _exporter(kind)(config, terminal, overwrite=options["overwrite"])
     terminal.table(
         ("file", "size", "max abs", "SNR dB", "cosine", "agreement", "ran on", "result"),
@@ -100,6 +102,19 @@ def _kind(run: Path) -> Kind:
     from edgekit.models.text_run import is_text_run
 
     return "clip" if is_clip_run(run) else "text" if is_text_run(run) else "student"
+
+
+def _data_of(run: Path) -> str | None:
+    """Return where a run's data lie, as it records that; None where it does not."""
+    import yaml
+
+    folder = run if run.is_dir() else run.parent
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    source = settings.get("data") if isinstance(settings, Mapping) else None
+    return source if isinstance(source, str) else None
 
 
 def _exporter(kind: Kind) -> Callable[..., list[Attempt]]:

@@ -53,11 +53,12 @@ def report(inputs: tuple[str, ...], output: Path, **options: Any) -> int:
     if options["markdown"]:
         return _print_markdown(inputs, as_json=options["as_json"])
 
-    from edgekit.atomic import refuse_existing, write_text
+    from edgekit.atomic import refuse_existing, refuse_replacing, write_text
     from edgekit.bench.figures import save_figures
     from edgekit.bench.page import render_page
     from edgekit.bench.report import build_page
 
+    refuse_replacing(output, [name.partition("#")[0] for name in inputs])
     refuse_existing(output, overwrite=options["overwrite"])
     plots: Path | None = options["plots"]
     if plots is not None:

@@ -7,7 +7,6 @@ as the position of the largest id, as CLIP does.
 from __future__ import annotations
 
 import gzip
-import html
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import LoadError, MissingExtraError
+from edgekit.models.tokenizer_cleaning import clean
 
 Tokens = NDArray[np.int64]
 Merge = tuple[str, str]
@@ -79,7 +79,7 @@ class CharacterTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return a text's ids without start mark, end mark, padding or cut."""
-        return [self._ids[character] for character in _clean(text) if character in self._ids]
+        return [self._ids[character] for character in clean(text) if character in self._ids]
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Return ids (N, context_length) int64."""
@@ -94,7 +94,8 @@ class BpeTokenizer:
     """CLIP's byte-pair encoding (Radford et al. 2021, §2.4; Sennrich et al. 2016) over a list of merges.
 
     Ids: the 256 bytes, the 256 bytes that end a word, one per merge, start mark, end mark. With all of CLIP's merges
-    the ids are CLIP's own. With fewer (`trimmed`) the embedding table shrinks with them, and words that the kept
+    the ids are CLIP's own, but for text decoded with the wrong encoding (`tokenizer_cleaning`) and for captions that
+    spell out the marks. With fewer (`trimmed`) the embedding table shrinks with them, and words that the kept
     merges do not cover fall into smaller pieces, down to bytes: no text is ever out of vocabulary.
     """
 
@@ -110,7 +111,7 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return a text's ids without start mark, end mark, padding or cut."""
-        return [self._ids[piece] for word in _words(_clean(text)) for piece in self._pieces(word)]
+        return [self._ids[piece] for word in _words(clean(text)) for piece in self._pieces(word)]
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Return ids (N, context_length) int64."""
@@ -127,7 +128,7 @@ class BpeTokenizer:
         their order, leaves every step of the encoding of these texts as it was.
         """
         used: set[Merge] = set()
-        for word in {word for text in texts for word in _words(_clean(text))}:
+        for word in {word for text in texts for word in _words(clean(text))}:
             used.update(self._split(word)[1])
         kept = [merge for merge in self.merges if merge in used]
         return BpeTokenizer(kept, context_length or self.context_length)
@@ -174,26 +175,9 @@ def _byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + at) for at, byte in enumerate(others)}
 
 
-@lru_cache
-def _plain_characters() -> dict[int, str]:
-    """Return the replacements of single characters that ftfy, and so CLIP, makes."""
-    quotes = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'}
-    wide = {code: unicodedata.normalize("NFKC", chr(code)) for code in (*range(0xFB00, 0xFB07), *range(0xFF01, 0xFF5F))}
-    control = {code: "" for code in (*range(0x20), 0x7F) if not chr(code).isspace()}
-    return quotes | wide | control
-
-
-def _clean(text: str) -> str:
-    """Lower the case, resolve HTML entities, plain quotes, ligatures and widths, compose accents (NFC), squeeze space.
-
-    ftfy, which CLIP runs here, also mends text that was decoded with the wrong encoding; that is left to whoever
-    read the text.
-    """
-    plain = html.unescape(html.unescape(text)).translate(_plain_characters())
-    return " ".join(unicodedata.normalize("NFC", plain).split()).lower()
-
-
-_CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
+_IOTA_BELOW = "\u0345"
+"""CLIP's pattern disregards case, and finds this mark, whose capital is a letter, in none of its classes."""
+_CONTRACTIONS = ("'s", "'ſ", "'t", "'re", "'ve", "'m", "'ll", "'d")
 
 
 def _words(text: str) -> Iterator[str]:
@@ -214,7 +198,7 @@ def _words(text: str) -> Iterator[str]:
 def _kind(character: str) -> str:
     """Return "L" for a letter, "N" for a number, " " for white space, "O" for anything else (Unicode categories)."""
     category = unicodedata.category(character)[0]
-    return " " if character.isspace() else category if category in "LN" else "O"
+    return " " if character.isspace() or character == _IOTA_BELOW else category if category in "LN" else "O"
 
 
 @lru_cache

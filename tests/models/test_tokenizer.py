@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
+import unicodedata
 
+import ftfy
 import numpy as np
 import open_clip
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgekit.demo.drawings import draw
 from edgekit.errors import LoadError
@@ -20,6 +25,7 @@ from edgekit.models.tokenizer import (
     clip_tokenizer,
     tokenizer_from_dict,
 )
+from edgekit.models.tokenizer_cleaning import clean
 
 TEXTS = [
     *("a photo of a crescent moon", "It’s 3:45 o'clock!!! don't  you'll", "it'S we'RE 12345 _foo_bar--", "", "Ⅷ x² ½"),
@@ -41,6 +47,35 @@ def demo_captions(count: int) -> list[str]:
 @pytest.mark.parametrize("text", TEXTS)
 def test_bpe_gives_clips_own_ids(text: str) -> None:
     np.testing.assert_array_equal(clip_tokenizer()([text]), open_clip.get_tokenizer("ViT-B-32")([text]).numpy())
+
+
+def test_every_character_has_clips_own_ids() -> None:
+    """Over what this Python's Unicode knows, without ideographs, Hangul and private use: many, and all alike."""
+    ours, theirs = clip_tokenizer(), open_clip.get_tokenizer("ViT-B-32")
+    assert isinstance(theirs, open_clip.SimpleTokenizer)
+    many = {*range(0x3400, 0x9FF0), *range(0xAC00, 0xD7A0), *range(0xE000, 0xF8FF)}
+    codes = [code for code in (*range(0x10000), *range(0x1D100, 0x1D200), *range(0x1F000, 0x1F100)) if code not in many]
+    known = [chr(code) for code in codes if unicodedata.category(chr(code)) != "Cn"]
+    assert len(known) > 19_000
+    other = [ascii(c) for c in known if ours.encode(f"x{c}y {c}") != theirs.encode(f"x{c}y {c}")]
+    assert other == []
+
+
+# fmt: off
+PARTS = (
+    "&", "amp;", "lt;", "<", "&ldquo;", "&NTILDE;", "&SZLIG;", "&#39;", "&#x2019;", "&#59;", "&eacute", "\x1b[0m",
+    "\x1b", "[0m", "\x93", "\x85", "ﬁ", "ŉ", "ſ", "'", "＆", "；", "［", "\u3099", "ｶ", "ﾞ", "e", "\u0301", "\n",
+    "\r\n", "\u2028", "\x1c", "\x0b", " ", "\ud83d", "\ude00", "\u0345", "\u037e", "\u3000", "„", "x", "S", "'RE",
+    "\ufeff", "\ufffc",
+)
+# fmt: on
+
+
+@settings(max_examples=500)
+@given(st.lists(st.sampled_from(PARTS), max_size=9).map("".join))
+def test_the_steps_of_cleaning_have_ftfys_order(text: str) -> None:
+    fixed = ftfy.fix_text(text, fix_encoding=False)  # wrong decodings are left to whoever read the text
+    assert clean(text) == " ".join(html.unescape(html.unescape(fixed)).split()).lower()
 
 
 def test_trimmed_pieces_are_the_same_and_few() -> None:

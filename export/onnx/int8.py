@@ -22,7 +22,7 @@ from edgekit.export.onnx.arrange import arrange
 from edgekit.export.onnx.convert import save_onnx
 from edgekit.export.onnx.graph import OnnxGraph, attribute, of_kind
 from edgekit.export.onnx.qdq import QdqWriter, Range, coded_outputs
-from edgekit.export.onnx.surgery import Product, Shapes, fuse_silu, open_attention
+from edgekit.export.onnx.surgery import Product, Shapes, fuse_silu, linear_as_gemm, open_attention
 from edgekit.export.session import FloatArray
 
 PIXEL_RANGE = (0.0, 1.0)
@@ -77,8 +77,8 @@ def quantize_onnx(
 ) -> QuantReport:
     """Quantize the float model `float_path` to int8 and write `out`.
 
-    Convolutions, linear layers and, where chosen, the products of attention run in int8 (weights int8 per channel,
-    activations uint8); activation functions, norms and softmax stay float, each as one kernel.
+    Convolutions, linear layers, those of tokens too, and, where chosen, the products of attention run in int8 (weights
+    int8 per channel, activations uint8); activation functions, norms and softmax stay float, each as one kernel.
 
     Args:
         float_path: a float model with constant weights, such as `export_onnx` writes. It is not changed.
@@ -98,6 +98,8 @@ def quantize_onnx(
     del graph.model.graph.value_info[:]
     fuse_silu(graph)
     shapes = tensor_shapes(graph)
+    if linear_as_gemm(graph, shapes):
+        shapes = tensor_shapes(graph)
     products = open_attention(graph, shapes, config.attention_tokens) if config.attention_tokens else []
     layers, weights, left = choose(graph, config, shapes)
     if not layers and not products and not weights:
@@ -175,8 +177,9 @@ def choose(graph: OnnxGraph, config: Int8Config, shapes: Shapes) -> tuple[set[st
     stay = {node.name for node in layers[:leading]} | set(config.float_layers)
     rest = [node for node in layers if node.name not in stay]
     batch = graph.model.graph.input[0].type.tensor_type.shape.dim[0]
-    rows = batch.dim_param or batch.dim_value
-    heads = {node.name for node in of_kind(rest, "Gemm") if shapes[node.output[0]][0] == rows}
+    # of what a Gather picks, such as a class token, a free batch is not known by its name any more
+    shapes = tensor_shapes(graph, batch.dim_param) if batch.dim_param else shapes
+    heads = {node.name for node in of_kind(rest, "Gemm") if shapes[node.output[0]][0] == (batch.dim_value or 1)}
     return {node.name for node in rest} - heads, heads, tuple(n.name for n in layers if n.name in stay)
 
 
@@ -247,15 +250,20 @@ def activation_runner(graph: OnnxGraph, names: list[str]) -> Run:
     return run
 
 
-def tensor_shapes(graph: OnnxGraph) -> Shapes:
-    """Return the shapes that ONNX Runtime infers; onnx itself does not know the runtime's own operators."""
+def tensor_shapes(graph: OnnxGraph, one: str = "") -> Shapes:
+    """Return the shapes that ONNX Runtime infers; onnx itself does not know the runtime's own operators.
+
+    Args:
+        graph: any.
+        one: name of a free side of the inputs that counts as 1.
+    """
     names = [name for node in graph.nodes for name in node.output if name]
-    outputs = _session_with_outputs(graph, names).get_outputs()
+    outputs = _session_with_outputs(graph, names, one).get_outputs()
     return {output.name: output.shape for output in outputs}
 
 
-def _session_with_outputs(graph: OnnxGraph, names: list[str]) -> Any:
-    """Open a session that can return the tensors `names`."""
+def _session_with_outputs(graph: OnnxGraph, names: list[str], one: str = "") -> Any:
+    """Open a session that can return the tensors `names`; the free side named `one` is 1."""
     try:
         import onnxruntime as ort
     except ImportError as e:
@@ -268,4 +276,6 @@ def _session_with_outputs(graph: OnnxGraph, names: list[str]) -> Any:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if one:
+        options.add_free_dimension_override_by_name(one, 1)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

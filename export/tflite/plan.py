@@ -123,7 +123,10 @@ def _takes_int8(
         return len(inputs) == 2 and all(len(graph.tensors[t].shape) == 4 and t in produced_int8 for t in inputs)
     if name == "PAD" and inputs[0] in graph.inputs:
         return True
-    return name in SAME_CODES and all(tensor in produced_int8 for tensor in inputs)
+    if name == "CONCATENATION" and len(inputs) < len(operator.inputs):
+        # A part of the weights, such as a ViT's class token, has codes of another scale than what is joined to it.
+        return False
+    return name in SAME_CODES and bool(inputs) and all(tensor in produced_int8 for tensor in inputs)
 
 
 def silu_inputs(graph: Graph, plan: Plan) -> list[int]:

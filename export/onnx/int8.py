@@ -169,7 +169,8 @@ def choose(graph: OnnxGraph, config: Int8Config, shapes: Shapes) -> tuple[set[st
 
     The first convolution decides much of the error and has few products. The thin ones after it gain nothing: their
     int8 kernels wait for memory like the float ones, and each would add a conversion to and from 8 bits. Heads read
-    one row per image: they take no time, and rounding the pooled features costs more accuracy than all the rest.
+    one row per image, or one of all the frames of a clip: they take no time, and rounding the pooled features costs
+    more accuracy than all the rest.
     """
     layers = [node for node in of_kind(graph.nodes, "Conv", "Gemm") if _is_constant(graph, node)]
     thin = [_is_thin(graph, node, config.thin_channels) for node in layers[1:]]
@@ -179,7 +180,7 @@ def choose(graph: OnnxGraph, config: Int8Config, shapes: Shapes) -> tuple[set[st
     batch = graph.model.graph.input[0].type.tensor_type.shape.dim[0]
     # of what a Gather picks, such as a class token, a free batch is not known by its name any more
     shapes = tensor_shapes(graph, batch.dim_param) if batch.dim_param else shapes
-    heads = {node.name for node in of_kind(rest, "Gemm") if shapes[node.output[0]][0] == (batch.dim_value or 1)}
+    heads = {node.name for node in of_kind(rest, "Gemm") if shapes[node.output[0]][0] in (batch.dim_value, 1)}
     return {node.name for node in rest} - heads, heads, tuple(n.name for n in layers if n.name in stay)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from torch import Tensor, nn
 
 from edgekit.errors import DataError, LoadError, UsageError
 from edgekit.export.calibration.measured import CANDIDATES, noise_share
@@ -22,6 +24,7 @@ from edgekit.export.onnx.session import OnnxSession, profile
 from edgekit.export.onnx.surgery import fuse_silu, open_attention
 from edgekit.export.onnx.weights import quantize_onnx_dynamic, quantize_onnx_weights
 from edgekit.export.session import FloatArray
+from edgekit.models.temporal import ClipHead, TemporalAttentionPool
 from tests.export.nets_for_tests import TwoHeads, pictures
 
 SIZE = 64
@@ -151,6 +154,37 @@ def test_a_free_batch_stays_free(tmp_path: Path) -> None:
     session, images = OnnxSession(out), pictures(3, SIZE).numpy()
     together, alone = session(images)["embedding"], [session(image[None])["embedding"][0] for image in images]
     assert np.abs(together - np.stack(alone)).max() < 1e-5
+
+
+class OneClip(nn.Module):
+    """Frames (F, 3, H, W) of one clip → its logits (1, 5), with the pooling and the head of edgekit's clip students."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 64, 3, stride=2)
+        self.pool, self.head = TemporalAttentionPool(64, frames), ClipHead(64, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (F, 3, H, W) in [0, 1] to (1, 5)."""
+        features = torch.relu(self.conv(torch.relu(self.stem(images)))).mean((2, 3))
+        logits: Tensor = self.head(self.pool(features[None]))
+        return logits
+
+
+def test_what_reads_one_row_per_frame_or_per_clip_is_a_head(tmp_path: Path) -> None:
+    source, out, frames = tmp_path / "clip.onnx", tmp_path / "clip8.onnx", 4
+    export_onnx(OneClip(frames).eval(), SIZE, source, rows=frames, output_names=("logits",))
+    report = quantize_onnx(source, out, lambda: iter(np.split(pictures(16, SIZE, seed=1).numpy(), 4)))
+    assert report.quantized == {"Conv": 1}
+    assert len(report.weight_only) == 5, "keys and values of the frames; output, hidden layer and scores of the clip"
+    assert snr_db_of_clip(source, out, frames) > 30
+
+
+def snr_db_of_clip(reference: Path, candidate: Path, frames: int) -> float:
+    images = pictures(frames, SIZE, seed=2).numpy()
+    wanted, found = (OnnxSession(path)(images)["logits"] for path in (reference, candidate))
+    return 10 * math.log10(float((wanted**2).sum()) / float(((found - wanted) ** 2).sum()))
 
 
 def test_naive_files_are_quantized_too(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from edgekit.terminal import print_json
 
 if TYPE_CHECKING:
     from edgekit.export.verify.check import Check
+    from edgekit.terminal import Terminal
 
 
 @click.command()
@@ -41,7 +42,7 @@ def verify(path: Path, **options: Any) -> int:
 
     from edgekit.export.verify.check import summary
 
-    checks = _checks(path, options)
+    checks = _checks(path, options, terminal)
     terminal.table(
         ("file", "check", "result", "detail"),
         [
@@ -57,7 +58,7 @@ def verify(path: Path, **options: Any) -> int:
     return EXIT_OK if not failed else EXIT_NEGATIVE
 
 
-def _checks(path: Path, options: Mapping[str, Any]) -> list[Check]:
+def _checks(path: Path, options: Mapping[str, Any], terminal: Terminal) -> list[Check]:
     """Do what was asked for: against a run in PyTorch, or against the manifest and golden vectors of a bundle."""
     from edgekit.export.clip.bundle import is_clip_bundle
     from edgekit.export.manifest import MANIFEST_FILE
@@ -75,7 +76,7 @@ def _checks(path: Path, options: Mapping[str, Any]) -> list[Check]:
             raise UsageError("--reference and --runtime tensorflow exclude each other; give one")
         from edgekit.export.verify.reference import verify_against
 
-        return verify_against(path, options["reference"], options["data"], threads)
+        return verify_against(path, options["reference"], options["data"], threads, terminal)
     if is_clip_bundle(path):
         if tensorflow is not None:
             raise UsageError("--runtime tensorflow takes one tower of a CLIP; give its image/ folder")

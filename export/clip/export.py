@@ -94,7 +94,7 @@ def export_clip_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool
     _check(config)
     clip, tokenizer = load_clip(config.run)
     spec, counts = clip.spec, (config.calibration_images, config.comparison_images)
-    pairs = ExportPairs.choose(run_captions(config), spec.preprocess, counts, config.seed)
+    pairs = ExportPairs.choose(run_captions(config, terminal), spec.preprocess, counts, config.seed)
     export = _Export(config, clip, CaptionTokenizer(tokenizer), pairs, _shared(config, clip))
     terminal.say(
         f"CLIP     {spec.vision} at {spec.preprocess.image_size} px, {spec.context_length} ids per text, "

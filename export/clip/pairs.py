@@ -14,11 +14,13 @@ from edgekit.captions import CaptionedSet, CaptionSplit, load_captions, split_ca
 from edgekit.data import Sample
 from edgekit.errors import UsageError
 from edgekit.export.export import ExportConfig
+from edgekit.export.export_data import known_split
 from edgekit.export.export_pictures import ExportPictures, spread
 from edgekit.export.session import Outputs
 from edgekit.preprocess import Preprocess
 from edgekit.ranking import best_ranks
 from edgekit.shards import refuse_shards
+from edgekit.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class ExportPairs:
         return cls(pictures, tuple(first[sample.key] for sample in val))
 
 
-def run_captions(config: ExportConfig) -> CaptionSplit:
+def run_captions(config: ExportConfig, terminal: Terminal) -> CaptionSplit:
     """Return the captioned pictures of the run, or those that were given, cut as training cut them.
 
     Raises:
@@ -51,7 +53,11 @@ def run_captions(config: ExportConfig) -> CaptionSplit:
     """
     if config.data is not None:
         refuse_shards(config.data, "--data names")
-        return split_captions(load_captions(config.data), config.val_fraction, config.seed)
+        captioned = load_captions(config.data)
+        if captioned.splits:
+            return split_captions(captioned, config.val_fraction, config.seed)
+        split = known_split(config, terminal)
+        return split_captions(captioned, split.val_fraction, split.seed)
     folder = config.run if config.run.is_dir() else config.run.parent
     try:
         trained = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -65,8 +71,8 @@ def run_captions(config: ExportConfig) -> CaptionSplit:
     refuse_shards(source, f"{config.run} was trained on")
     if not source.exists():
         raise UsageError(f"the captions that {config.run} was trained on are not at {source} any more; pass --data")
-    split = split_captions(load_captions(source, pictures), fraction, seed)
-    return CaptionSplit(_without(split.train, broken), _without(split.val, broken))
+    own = split_captions(load_captions(source, pictures), fraction, seed)
+    return CaptionSplit(_without(own.train, broken), _without(own.val, broken))
 
 
 def _without(side: CaptionedSet, broken: set[str]) -> CaptionedSet:

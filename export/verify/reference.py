@@ -8,8 +8,9 @@ from pathlib import Path
 from edgekit.data import Sample
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.export.deploy import DeployModel, TorchSession
-from edgekit.export.export import ExportConfig, run_dataset
+from edgekit.export.export import ExportConfig
 from edgekit.export.export_clips import frames_of
+from edgekit.export.export_data import run_dataset
 from edgekit.export.manifest import MANIFEST_FILE, read_any_manifest, resolve
 from edgekit.export.parity import GATES, Precision, compare_outputs, failures
 from edgekit.export.runtimes import format_of, open_session
@@ -24,13 +25,16 @@ from edgekit.models.clip_run import is_clip_run
 from edgekit.models.text_classifier import load_text_classifier
 from edgekit.models.text_run import is_text_run
 from edgekit.preprocess import load_batch
+from edgekit.terminal import Terminal
 from edgekit.text_data import limited
 
 _IMAGES = 1000
 """More pictures narrow the interval of the agreement little: ±0.6 points at 99 %."""
 
 
-def verify_against(path: Path, reference: Path, data: Path | None, threads: int) -> list[Check]:
+def verify_against(
+    path: Path, reference: Path, data: Path | None, threads: int, terminal: Terminal | None = None
+) -> list[Check]:
     """Compare a bundle, or one file, with the student of `reference` on validation pictures.
 
     Of a text classifier's run, on the labelled texts that `edgekit export` takes.
@@ -38,8 +42,9 @@ def verify_against(path: Path, reference: Path, data: Path | None, threads: int)
     Args:
         path: bundle or file.
         reference: run folder or checkpoint.
-        data: pictures or texts; None takes those of the run.
+        data: pictures or texts; None takes those of the run. Pictures that do not come split are split as the run did.
         threads: for each runtime.
+        terminal: for warnings.
 
     Raises:
         EdgekitError: the reference or the data cannot be used.
@@ -53,7 +58,7 @@ def verify_against(path: Path, reference: Path, data: Path | None, threads: int)
         )
     student = load_student(reference)
     frames = student.spec.frames
-    dataset = run_dataset(ExportConfig(reference, reference, (), (), data=data), frames)
+    dataset = run_dataset(ExportConfig(reference, reference, (), (), data=data), terminal or Terminal(-1), frames)
     samples: Sequence[Sample] = dataset.val[:: max(1, len(dataset.val) // _IMAGES)]
     if frames > 1:
         images = frames_of(samples[: _IMAGES // frames], frames, student.spec.preprocess)

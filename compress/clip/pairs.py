@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -82,6 +82,22 @@ def held_out_part(
     return captioned, f"all {total} pictures{other}"
 
 
+def _test_part(model: Path, captioned: CaptionedSet) -> tuple[CaptionedSet, str]:
+    """Return the pictures of a test split beside the validation split, and what they are.
+
+    Raises:
+        DataError: there are none.
+    """
+    if captioned.test is None:
+        raise DataError(
+            "--split test: the captions have no test split beside a validation split. Leave the option out: a test "
+            "split alone is judged on as the validation split"
+        )
+    trained = _trained_on(model)
+    other = _OTHER if trained is not None and _split_of_run(trained, captioned) is None else ""
+    return captioned.test, f"the {len(captioned.test.samples)} test pictures{other}"
+
+
 def _split_of_run(trained: Mapping[str, Any], captioned: CaptionedSet) -> CaptionSplit | None:
     """Cut the data as a run cut its own; None where these are other data."""
     try:
@@ -112,6 +128,7 @@ class PairsConfig:
         model: as for `edgekit.models.teacher.load_teacher`.
         data, pictures: see `load_captions`.
         val_fraction, everything: see `held_out_part`.
+        split: "test" judges on the pictures of a test split beside the validation split instead.
         device: where the towers run.
         max_broken: share of unreadable pictures to tolerate.
     """
@@ -121,6 +138,7 @@ class PairsConfig:
     pictures: Path | None = None
     val_fraction: float | None = None
     everything: bool = False
+    split: Literal["val", "test"] = "val"
     device: str = "cpu"
     max_broken: float = 0.01
 
@@ -153,12 +171,13 @@ _Found = tuple[PixelStore, list[tuple[str, ...]], str]
 
 
 def _of_files(config: PairsConfig, contract: Preprocess, terminal: Terminal) -> _Found:
-    captioned, subset = held_out_part(
-        Path(config.model),
-        load_captions(config.data, config.pictures),
-        config.val_fraction,
-        everything=config.everything,
-    )
+    model, captioned = Path(config.model), load_captions(config.data, config.pictures)
+    if config.split == "test":
+        if config.everything or config.val_fraction is not None:
+            raise UsageError("--split test judges on the test split; leave --all and --val-fraction out")
+        captioned, subset = _test_part(model, captioned)
+    else:
+        captioned, subset = held_out_part(model, captioned, config.val_fraction, everything=config.everything)
     if subset.endswith(_OTHER):
         terminal.warn(
             f"{config.model} was trained on other captions, or on another part of these: pictures that it has seen "
@@ -172,10 +191,11 @@ def _of_files(config: PairsConfig, contract: Preprocess, terminal: Terminal) -> 
 
 
 def _of_shards(config: PairsConfig, contract: Preprocess, terminal: Terminal) -> _Found:
-    if config.everything or config.val_fraction is not None or config.pictures is not None:
+    chosen = config.everything or config.val_fraction is not None or config.split != "val"
+    if chosen or config.pictures is not None:
         raise UsageError(
-            f"--data {config.data}: of tar shards those of validation are judged on; leave --all, --val-fraction and "
-            "--pictures out"
+            f"--data {config.data}: of tar shards those of validation are judged on; leave --all, --val-fraction, "
+            "--split and --pictures out"
         )
     with TemporaryDirectory() as scratch:
         decoded = decode_val(

@@ -30,6 +30,13 @@ def evaluate() -> None:
 @click.option("--pictures", type=EXISTING, help="Folder of the CSV's pictures.")
 @click.option("--val-fraction", type=float, help="Judge on this share of data that the run does not know.")
 @click.option("--all", "everything", is_flag=True, help="Judge on all pictures, also those that were trained on.")
+@click.option(
+    "--split",
+    type=click.Choice(["val", "test"]),
+    default="val",
+    show_default=True,
+    help="test judges on the CSV's test split, where it stands beside a validation split.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, mps or cuda.")
 @talk_options
 def retrieval(**options: Any) -> None:
@@ -110,7 +117,7 @@ def _pairs(options: Mapping[str, Any], terminal: Terminal) -> tuple[Any, Any, An
 
     from edgekit.compress.clip.pairs import PairsConfig, embed_captions
 
-    names = ("data", "pictures", "val_fraction", "everything", "device")
+    names = ("data", "pictures", "val_fraction", "everything", "split", "device")
     found = embed_captions(PairsConfig(options["model"], **{name: options[name] for name in names}), terminal)
     return found.images, found.texts, found.owner, f"{options['data']}: {found.subset}"
 

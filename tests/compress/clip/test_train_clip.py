@@ -155,6 +155,21 @@ def test_other_data_is_judged_whatever_the_run_held_out_of_its_own(
     assert found.subset == f"{subset}, which are not the data that the run was trained on"
 
 
+def test_a_test_split_is_judged_on_when_asked(
+    drawings: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = captions_of(drawings, 9, tmp_path / "x.csv", "ttttvvTTT")
+    asked = ["eval", "retrieval", str(trained), "--data", str(data), "--pictures", str(drawings), "-q", "--json"]
+    for more, part in (((), "2 held-out pictures of 6"), (("--split", "test"), "the 3 test pictures")):
+        assert run([*asked, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["source"].startswith(f"{data}: {part}, which are not the data")
+    assert run([*asked, "--split", "test", "--all"]) == 2
+    assert "leave --all and --val-fraction out" in capsys.readouterr().err
+    captions_of(drawings, 9, data, "ttttvvvvv")
+    assert run([*asked, "--split", "test"]) == 2
+    assert "no test split beside a validation split" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [

@@ -12,7 +12,7 @@ from edgekit.export.runtimes import Format
 Request = Precision | Literal["auto"]
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-"""What `--precision all` makes: these exist in every format."""
+"""What `--precision all` makes: these exist in every format that "all" formats means."""
 
 AUTO: Literal["auto"] = "auto"
 W8A8: Literal["w8a8"] = "w8a8"
@@ -62,21 +62,24 @@ CANDIDATES: Mapping[Format, tuple[Precision, ...]] = {
 
 
 def parse_precisions(text: str, formats: Sequence[Format], outputs: Sequence[str]) -> tuple[Request, ...]:
-    """Return the precisions of a comma-separated list; "all" stands for fp32, fp16 and int8.
+    """Return the precisions of a comma-separated list, in which "all" stands for fp32, fp16 and int8.
 
     Raises:
         UsageError: a name that is no precision, none at all, or one that a format cannot have.
     """
-    if text == "all":
-        return PRECISIONS
     found: dict[Request, None] = {}
     for given in (part.strip() for part in text.split(",") if part.strip()):
-        name = _named(given)
-        found["int8" if name == W8A8 and "coreml" not in formats else name] = None
+        for name in PRECISIONS if given == "all" else (_named(given),):
+            found["int8" if name == W8A8 and "coreml" not in formats else name] = None
     if not found:
         raise UsageError(f"--precision names nothing; give one or more of {', '.join([*_KNOWN, AUTO])}, or all")
     check_pairs(formats, tuple(found), outputs)
     return tuple(found)
+
+
+def default_precisions(formats: Sequence[Format]) -> str:
+    """Return what is made where nothing is asked for: fp32 and int8, of those what all the formats can have."""
+    return ",".join(name for name in ("fp32", "int8") if all(name in MEANING[form] for form in formats))
 
 
 def in_format(form: Format, precision: Precision) -> Precision:

@@ -32,12 +32,10 @@ Kind = Literal["student", "text", "clip"]
 @click.option(
     "--precision",
     "precisions",
-    default="fp32,int8",
-    show_default=True,
     help="auto (the best quantized file, by measurement), fp32, fp16, int8, mixed, dynamic, w8, w8a8, palette8/6/4 "
-    "(Core ML); several with commas; all is fp32, fp16 and int8.",
+    "(Core ML); several with commas; all is fp32, fp16 and int8.  [default: fp32,int8; saved_model: fp32]",
 )
-@click.option("--int8", is_flag=True, help="The same as --precision auto.")
+@click.option("--int8", is_flag=True, help="The same as --precision auto, or auto beside the precisions named there.")
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100),
@@ -46,7 +44,9 @@ Kind = Literal["student", "text", "clip"]
     help="Points of accuracy that auto may give up against fp32.",
 )
 @click.option("--data", type=EXISTING, help="Pictures for calibration and comparison.  [default: the run's own]")
-@click.option("--val-fraction", type=float, help="As for distill, with --data.")
+@click.option(
+    "--val-fraction", type=float, help="As for distill, of --data that do not come split.  [default: the run's]"
+)
 @click.option(
     "--outputs", help="What the files give, in order.  [default: logits,embedding; of a CLIP's towers embedding]"
 )
@@ -139,7 +139,7 @@ def _config(options: Mapping[str, Any], kind: Kind) -> ExportConfig:
         UsageError: an unknown name, or a precision or output that a format, a text classifier or a CLIP cannot have.
     """
     from edgekit.export.export import ExportConfig
-    from edgekit.export.precisions import AUTO, PRECISIONS, parse_precisions
+    from edgekit.export.precisions import AUTO, PRECISIONS, default_precisions, parse_precisions
     from edgekit.export.runtimes import FORMATS, parse_formats
 
     best = AUTO if kind == "student" else "int8"  # the choice measures classes of pictures; of others there is one
@@ -148,9 +148,11 @@ def _config(options: Mapping[str, Any], kind: Kind) -> ExportConfig:
         raise UsageError(f"CLIPs and text classifiers are exported as {', '.join(FORMATS)}; choose with --format")
     given: str = options["outputs"] or ("embedding" if kind == "clip" else "logits,embedding")
     outputs = tuple(part.strip() for part in given.split(","))
-    requests = parse_precisions(best if options["int8"] else options["precisions"], formats, outputs)
+    named: list[str] = [name for name in (options["precisions"], best if options["int8"] else None) if name is not None]
+    requests = parse_precisions(",".join(named) if named else default_precisions(formats), formats, outputs)
     if kind == "text" and not set(requests) <= set(PRECISIONS):
         raise UsageError(f"text classifiers are exported as {', '.join(PRECISIONS)}; give one or more with --precision")
+    _refuse_ignored(options, kind)
     return ExportConfig(
         run=Path(options["run"]),
         output=Path(options["output"]),
@@ -166,6 +168,18 @@ def _config(options: Mapping[str, Any], kind: Kind) -> ExportConfig:
         dynamic_batch=options["dynamic_batch"],
         seed=options["seed"],
     )
+
+
+def _refuse_ignored(options: Mapping[str, Any], kind: Kind) -> None:
+    """Refuse an option that would change nothing.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if options["val_fraction"] is not None and options["data"] is None:
+        raise UsageError("--val-fraction is for --data; without it a run's own data are cut as they were. Leave it out")
+    if options["val_fraction"] is not None and kind == "text":
+        raise UsageError("--val-fraction is for pictures; of a text classifier, all texts of --data are compared on")
 
 
 def _row(attempt: Any) -> tuple[str, ...]:

@@ -77,6 +77,8 @@ def _checks(path: Path, options: Mapping[str, Any], terminal: Terminal) -> list[
         from edgekit.export.verify.reference import verify_against
 
         return verify_against(path, options["reference"], options["data"], threads, terminal)
+    if options["data"] is not None:
+        raise UsageError("--data is for --reference; without a run, files are checked by the bundle's own pictures")
     if is_clip_bundle(path):
         if tensorflow is not None:
             raise UsageError("--runtime tensorflow takes one tower of a CLIP; give its image/ folder")

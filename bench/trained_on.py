@@ -70,6 +70,8 @@ def trained_on_of_file(path: Path) -> TrainedOn | None:
 def _read(facts: Mapping[str, Any], fraction: object) -> TrainedOn | None:
     """Read facts that others may have written: what is not of its type is not known."""
     data, seed = facts.get("data"), facts.get("seed")
+    if isinstance(data, Mapping) and "split_seed" in data:
+        seed = data["split_seed"]
     if not isinstance(data, Mapping) or not isinstance(data.get("fingerprint"), str) or not isinstance(seed, int):
         return None
     broken = data.get("broken")

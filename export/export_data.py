@@ -39,7 +39,7 @@ def split_of_run(run: Path) -> RunSplit | None:
     try:
         trained = _settings(run)
         fraction = trained["val_fraction"]
-        return RunSplit(int(trained["recipe"]["fit"]["seed"]), None if fraction is None else float(fraction))
+        return RunSplit(_split_seed(trained), None if fraction is None else float(fraction))
     except _UNREADABLE:
         return None
 
@@ -74,7 +74,7 @@ def run_dataset(config: ExportConfig, terminal: Terminal, frames: int = 1) -> Im
     try:
         trained = _settings(config.run)
         source, fraction = Path(trained["data"]), trained["val_fraction"]
-        seed, broken = trained["recipe"]["fit"]["seed"], _facts(config.run)["data"]["broken"]
+        seed, broken = _split_seed(trained), _facts(config.run)["data"]["broken"]
     except _UNREADABLE as e:
         raise UsageError(f"{config.run} does not say what it was trained on; pass --data DIR with its pictures") from e
     refuse_shards(source, f"{config.run} was trained on")
@@ -96,6 +96,11 @@ def _given_dataset(config: ExportConfig, data: Path, kind: Kind, terminal: Termi
             "train/ and val/ folders, or, to export, --val-fraction 0.1"
         )
     return load_dataset(data, val_fraction=split.val_fraction, seed=split.seed, kind=kind)
+
+
+def _split_seed(trained: Any) -> int:
+    own = trained.get("split_seed")  # of a run that goes on from another with another seed, and holds out the same
+    return int(trained["recipe"]["fit"]["seed"] if own is None else own)
 
 
 def _settings(run: Path) -> Any:

@@ -71,6 +71,11 @@ class DistillConfig:
         return self.teachers[0] if self.teachers else None
 
     @property
+    def own_split_seed(self) -> int:
+        """What decides which pictures are held out, where the data do not come split."""
+        return self.recipe.fit.seed if self.split_seed is None else self.split_seed
+
+    @property
     def pretrained(self) -> bool:
         """Whether the backbone comes with weights."""
         return self.init_from is not None or self.student_weights is not None or "." in self.student

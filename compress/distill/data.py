@@ -64,8 +64,7 @@ def load_data(config: DistillConfig) -> ImageDataset | ShardDataset:
             raise UsageError(f"--val-fraction {config.val_fraction}: shards are split already; leave it out")
         return load_shards(config.data)
     kind: Kind = "clips" if config.frames > 1 else "pictures"
-    seed = config.recipe.fit.seed if config.split_seed is None else config.split_seed
-    return load_dataset(config.data, val_fraction=config.val_fraction, seed=seed, kind=kind)
+    return load_dataset(config.data, val_fraction=config.val_fraction, seed=config.own_split_seed, kind=kind)
 
 
 def prepare(

@@ -171,8 +171,7 @@ def training_of(run: Path, data: Path | None, output: Path, fit: FitConfig, guid
     if not is_shards(source) and not source.exists():
         raise UsageError(f"the data that {run} was trained on is not at {source} any more; pass --data DIR")
     # the pictures that the run was judged on stay apart, whatever --seed the recovery has
-    own_split = distilled.recipe.fit.seed if distilled.split_seed is None else distilled.split_seed
-    place: dict[str, Any] = {"data": source, "output": output, "split_seed": own_split}
+    place: dict[str, Any] = {"data": source, "output": output, "split_seed": distilled.own_split_seed}
     recipe = distilled.recipe.model_copy(update={"fit": fit, "grow_from": 1.0, "freeze": 0, "dropout": 0.0})
     if guide == "self":
         alone = recipe.model_copy(update={"gamma": 1.0}).without_teacher()  # one weight must be left

@@ -131,7 +131,7 @@ def _open(
         return
     facts = {
         "seed": config.training.recipe.fit.seed,
-        "data": prepared.facts,
+        "data": {**prepared.facts, "split_seed": config.training.own_split_seed},
         "teacher": prepared.teacher_facts or before.get("teacher"),
         "student": describe_student(changed.finish(changed.model)),
         "compress": {"from": str(config.run), "guide": config.guide, **changed.facts},

@@ -14,11 +14,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from edgekit.bench.trained_on import trained_on_of_run
 from edgekit.cli.main import run
 from edgekit.compress.pictures.source import Batch
 from edgekit.compress.slim.task import RecoverTask
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.export.calibration.trained import read_trained
+from edgekit.export.export_data import RunSplit, split_of_run
 from edgekit.models.checkpoint import load_student
 from tests.cli.commands_for_tests import ALONE, draw_colours, refused
 
@@ -203,7 +205,10 @@ def test_recovery_is_judged_on_the_pictures_that_the_run_held_out(tmp_path: Path
     held_out = json.loads((out / "run.json").read_text(encoding="utf-8"))["data"]["fingerprint"]
     small = compress(capsys, out, "--prune", 0.1, "--epochs", 1, "--seed", 5, "-o", tmp_path / "small")
     assert small["data"]["fingerprint"] == held_out
-    # and a compressed run's next compression still knows it
+    # who exports or judges it holds out the same, and so does a compressed run's next compression
+    assert split_of_run(tmp_path / "small") == RunSplit(3, 0.25)
+    trained_on = trained_on_of_run(tmp_path / "small")
+    assert trained_on is not None and trained_on.seed == 3
     last = compress(capsys, tmp_path / "small", "--prune", 0.1, "--epochs", 1, "-o", tmp_path / "last")
     assert last["data"]["fingerprint"] == held_out
 

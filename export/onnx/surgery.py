@@ -53,7 +53,7 @@ def linear_as_gemm(graph: OnnxGraph, shapes: Shapes) -> int:
 
     They arrive as a MatMul and an Add, of which ONNX Runtime 1.31 makes this Gemm by itself. In a quantized graph that
     comes before its int8 kernels are matched and leaves none: a vit_small_patch32_224 took 100 ms with pairs around the
-    MatMul, 17 with pairs around this Gemm, 41 in float (one thread of a busy machine, in turns). With ranges of the very
+    MatMul, 17 with pairs around this Gemm, 41 in float (one thread, busy machine, in turns). With ranges of the very
     picture (DynamicQuantizeMatMul) it took 15, but was 1.7 dB further from float, and the pictures of a batch change
     each other's answers.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from edgekit.bench.labels import class_numbers
 from edgekit.bench.metrics import agreement, classification_scores, correct, embedding_cosine, kl_divergence
+from edgekit.bench.readable import LeftOut
 from edgekit.bench.results import Answers, BenchRow
 from edgekit.bench.significance import ScoreError, compare_accuracy
 from edgekit.bench.state import State
 from edgekit.bench.truth import Truth
 from edgekit.data import Sample
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import DataError, EdgekitError, UsageError
 from edgekit.export.contained import call_contained
 from edgekit.export.export_clips import frames_of
 from edgekit.export.session import FloatArray, Outputs
@@ -59,24 +60,23 @@ def _own_labels(path: Path | None) -> Sequence[str] | None:
     return found
 
 
-def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
-    """Run every picture through every candidate; each picture is decoded once per contract."""
+def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> Truth:
+    """Run every picture through every candidate; return the truth of those that could be read.
+
+    Each picture is decoded once per contract.
+
+    Raises:
+        DataError: more pictures than are tolerated cannot be read.
+    """
     running = [state for state in states if state.alive and state.candidate.scored]
     parts: dict[str, list[Outputs]] = {state.candidate.name: [] for state in running}
+    left_out = LeftOut(len(truth.samples), truth.kind)
     with bar("accuracy", len(truth.samples)) as advance:
         for at in range(0, len(truth.samples), _CHUNK):
             part = truth.samples[at : at + _CHUNK]
-            batches: dict[Preprocess, FloatArray] = {}
-            for state in (state for state in running if state.alive):
-                contract = state.contract
-                if contract not in batches:
-                    batches[contract] = _inputs(part, truth.frames, contract)
-                try:
-                    assert state.worker is not None
-                    parts[state.candidate.name].append(state.worker(batches[contract]))
-                except EdgekitError as e:  # the other candidates go on
-                    state.fail(str(e))
+            _run_part([state for state in running if state.alive], (at, part), truth.frames, left_out, parts)
             advance(len(part))
+    truth = _without(truth, left_out, states)
     for state in running:
         if state.alive:
             found = parts[state.candidate.name]
@@ -84,6 +84,50 @@ def run_pictures(states: Sequence[State], truth: Truth, bar: Progress) -> None:
     for state in states:
         if state.candidate.kind == "teacher" and state.row.status == "ok":
             state.outputs = truth.teacher
+    return truth
+
+
+def _run_part(
+    running: Sequence[State],
+    part: tuple[int, Sequence[Sample]],
+    frames: int,
+    left_out: LeftOut,
+    parts: Mapping[str, list[Outputs]],
+) -> None:
+    """Run some pictures, which begin at a position, through every candidate that is still alive."""
+    at, samples = part
+    batches: dict[Preprocess, FloatArray] = {}
+    for state in running:
+        contract = state.contract
+        try:
+            if contract not in batches:
+                batches[contract] = _inputs(samples, frames, contract)
+        except DataError:  # what one contract cannot read none can, so the first one finds them all
+            samples = left_out.readable(samples, at, lambda some: _inputs(some, frames, contract))  # noqa: B023
+            if not samples:
+                return
+            batches[contract] = _inputs(samples, frames, contract)
+        try:
+            assert state.worker is not None
+            parts[state.candidate.name].append(state.worker(batches[contract]))
+        except EdgekitError as e:  # the other candidates go on
+            state.fail(str(e))
+
+
+def _without(truth: Truth, left_out: LeftOut, states: Sequence[State]) -> Truth:
+    """Return the truth of the pictures that were read; so are the states' right classes."""
+    if not left_out.reasons:
+        return truth
+    rows = np.array([row for row in range(len(truth.samples)) if row not in left_out.reasons], np.int64)
+    for state in states:
+        state.labels = None if state.labels is None else state.labels[rows]
+    return replace(
+        truth,
+        samples=tuple(truth.samples[row] for row in rows),
+        labels=truth.labels[rows],
+        teacher=None if truth.teacher is None else {name: said[rows] for name, said in truth.teacher.items()},
+        notes=(*truth.notes, *left_out.notes),
+    )
 
 
 def _scores(state: State, outputs: Outputs) -> Outputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy as np
 from edgekit.bench.classification_intervals import ClassificationIntervals, classification_intervals
 from edgekit.bench.labelled_pictures import LabelledPictures, labelled_pictures, unseen_pictures
 from edgekit.bench.metrics import ClassificationScores, classification_scores
+from edgekit.bench.readable import LeftOut
 from edgekit.bench.trained_on import trained_on_of_file
 from edgekit.bench.truth import Judged
-from edgekit.errors import UsageError
+from edgekit.errors import DataError, UsageError
 from edgekit.export.session import FloatArray, Session, run_batched
 from edgekit.preprocess import Preprocess, load_batch
 
@@ -75,7 +76,7 @@ def judge_classifier(
     """
     session, classes, contract = _open(model, threads)
     pictures = unseen_pictures(data, classes, Judged(model.name, trained_on_of_file(model)), val_fraction)
-    logits = _run(lambda images: run_batched(session, images)["logits"], pictures, contract, bar)
+    logits, pictures = _run(lambda images: run_batched(session, images)["logits"], pictures, contract, bar)
     return _report(str(model), data, pictures, logits)
 
 
@@ -104,7 +105,8 @@ def judge_zeroshot(
     def logits(images: FloatArray) -> FloatArray:
         return np.asarray((teacher(torch.from_numpy(images)) @ rows.T).float().cpu().numpy(), np.float32)
 
-    return _report(model, data, pictures, _run(logits, pictures, teacher.preprocess, bar))
+    said, pictures = _run(logits, pictures, teacher.preprocess, bar)
+    return _report(model, data, pictures, said)
 
 
 def _open(model: Path, threads: int) -> tuple[Session, tuple[str, ...], Preprocess]:
@@ -126,14 +128,38 @@ def _open(model: Path, threads: int) -> tuple[Session, tuple[str, ...], Preproce
 
 def _run(
     logits: Callable[[FloatArray], FloatArray], pictures: LabelledPictures, contract: Preprocess, bar: Progress
-) -> FloatArray:
+) -> tuple[FloatArray, LabelledPictures]:
+    """Return what the model says of the pictures, and those of them that could be read.
+
+    Raises:
+        DataError: more than are tolerated cannot be read.
+    """
     parts = []
+    left_out = LeftOut(len(pictures.paths))
+
+    def load(paths: Sequence[Path]) -> FloatArray:
+        return load_batch(paths, contract)
+
     with bar("classifying", len(pictures.paths)) as advance:
         for at in range(0, len(pictures.paths), _BATCH):
-            paths = pictures.paths[at : at + _BATCH]
-            parts.append(logits(load_batch(paths, contract)))
+            paths = list(pictures.paths[at : at + _BATCH])
             advance(len(paths))
-    return np.concatenate(parts)
+            try:
+                images = load(paths)
+            except DataError:
+                paths = left_out.readable(paths, at, load)
+                if not paths:
+                    continue
+                images = load(paths)
+            parts.append(logits(images))
+    rows = np.array([row for row in range(len(pictures.paths)) if row not in left_out.reasons], np.int64)
+    read = replace(
+        pictures,
+        paths=tuple(pictures.paths[row] for row in rows),
+        labels=pictures.labels[rows],
+        notes=(*pictures.notes, *left_out.notes),
+    )
+    return np.concatenate(parts), read
 
 
 def _report(model: str, data: Path, pictures: LabelledPictures, logits: FloatArray) -> ClassificationReport:

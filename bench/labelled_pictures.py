@@ -22,15 +22,20 @@ class LabelledPictures:
         classes: in the order of the labels.
         paths: the pictures, sorted.
         labels: (N,) int64.
-        subset: what part of the source they are, for the report.
+        part: which of the source they are, for the report.
         notes: whether they are of those that the model was trained on.
     """
 
     classes: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]
-    subset: str
+    part: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def subset(self) -> str:
+        """Return how many they are, and which."""
+        return f"{len(self.paths)} {self.part}"
 
 
 def labelled_pictures(source: Path, classes: Sequence[str] | None = None) -> LabelledPictures:
@@ -97,4 +102,4 @@ def _numbered(
         )
     number = {name: at for at, name in enumerate(known)}
     labels = np.array([number[label] for _, label in kept], np.int64)
-    return LabelledPictures(known, tuple(path for path, _ in kept), labels, f"{len(kept)} {part}", notes)
+    return LabelledPictures(known, tuple(path for path, _ in kept), labels, part, notes)

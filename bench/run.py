@@ -168,7 +168,7 @@ def _accuracy(
             frames=frames,
         )
         number_classes(states, truth, labels)
-        run_pictures(states, truth, bar)
+        truth = run_pictures(states, truth, bar)
     except DataError as e:
         problems.append(f"no accuracy: {e}")
         return None, {}

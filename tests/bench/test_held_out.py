@@ -144,3 +144,47 @@ def test_the_command_takes_a_share_to_judge_on(data: Path, trained: Path, capsys
     captured = capsys.readouterr()
     assert "May include training pictures of run" in captured.err
     assert json.loads(captured.out)["notes"]
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def test_pictures_that_training_could_not_read_are_left_out(data: Path, tmp_path: Path) -> None:
+    part = shutil.copytree(data, tmp_path / "data")
+    own = load_dataset(part, val_fraction=SHARE, seed=SEED)
+    damage(own.val[0].path)
+    damage(own.train[0].path)
+    out = tmp_path / "run"
+    settings = ["--val-fraction", str(SHARE), "--seed", str(SEED), "--epochs", "1", "-q", "-o", str(out)]
+    assert run(["distill", "--data", str(part), *SMALL, *ALONE, *settings, "--max-broken", "0.1"]) == 0
+    report = bench(baseline=out, data=part)
+    assert report.complete, report.problems
+    row = report.rows[0]
+    assert row.scores is not None and row.scores.pictures == len(own.val) - 1
+    assert "Held out of training" in said(report) and "1 pictures that training could not read" in said(report)
+    assert judge_classifier(out, part, 1, BAR).scores.top1 == row.top1
+
+
+def test_one_unreadable_picture_in_a_hundred_is_tolerated(tmp_path: Path) -> None:
+    root = draw_colours(tmp_path / "data", train=1, val=40)
+    names = sorted((root / "val" / "green").iterdir())
+    damage(names[3])
+    file = write_classifier(tmp_path / "model.onnx")
+    report = bench(file, write_classifier(tmp_path / "other.onnx", seed=1), data=root)
+    assert report.complete, report.problems
+    assert [row.scores and row.scores.pictures for row in report.rows] == [119, 119]
+    assert report.data == "119 pictures of data"
+    assert f"1 pictures are left out: cannot read the picture {names[3]}" in said(report)
+    damage(names[9])
+    assert "2 of 120 pictures or more cannot be read, and 1 % are tolerated" in bench(file, data=root).problems[0]
+
+
+def test_eval_classify_tolerates_them_too(trained: Path, tmp_path: Path) -> None:
+    root = draw_colours(tmp_path / "data", train=1, val=40)
+    whole = judge_classifier(trained, root, 1, BAR).scores
+    damage(sorted((root / "val" / "green").iterdir())[3])
+    report = judge_classifier(trained, root, 1, BAR)
+    assert (whole.pictures, report.scores.pictures) == (120, 119)
+    assert any(note.startswith("1 pictures are left out: ") for note in report.notes)
+    assert report.subset == "119 validation pictures"

@@ -94,12 +94,15 @@ def _mark(row: BenchRow, header: str) -> str:
 
 
 def _bench_figures(bench: BenchReport, numbers: Mapping[str, int]) -> list[PageFigure]:
-    """Return accuracy against latency, the distributions, and long runs, as far as they were measured."""
+    """Return accuracy against latency, the distributions, and long runs, as far as they were measured.
+
+    Times of 0, of a clock too coarse for the model, have no place on a logarithmic axis.
+    """
     found = []
     points = [
         Point(numbers[row.name], row.latency.p50_s, row.top1.value, row.top1.low, row.top1.high)
         for row in bench.rows
-        if row.latency is not None and row.top1 is not None
+        if row.latency is not None and row.top1 is not None and row.latency.p50_s > 0
     ]
     if points:
         caption = "Up and to the left is better; the dashed line is the Pareto front. Bars: 95 % intervals."
@@ -109,13 +112,14 @@ def _bench_figures(bench: BenchReport, numbers: Mapping[str, int]) -> list[PageF
         for name, raw in bench.samples.items()
         if name in numbers and raw.nanoseconds
     ]
+    samples = [(number, seconds) for number, seconds in samples if seconds.min() > 0]
     if samples:
         caption = "Box: middle half of the calls; stroke: median; line: 5 to 95 %; dot: 99 %."
         found.append(PageFigure(distributions(sorted(samples, key=lambda s: s[0])), caption))
     long = [
         Series(numbers[row.name], None, row.sustained.at_s, [t / row.sustained.p50_s[0] for t in row.sustained.p50_s])
         for row in bench.rows
-        if row.sustained is not None and row.sustained.p50_s
+        if row.sustained is not None and row.sustained.p50_s and row.sustained.p50_s[0] > 0
     ]
     if long:
         figure = lines("sustained", "Without a pause", long, x="seconds", y="time of a call, of its first")

@@ -74,7 +74,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         WriteError: the folder cannot be written or the disk is full.
     """
     target = _resolve(target)
-    old, fresh = target.with_name(f".{target.name}.old"), _beside(target, "")
+    old, fresh = _old(target), _beside(target, "")
     with _refused_writes(target, fresh):
         if old.exists() and not target.exists():
             old.rename(target)  # an earlier run was killed between the two renames of _swap: give its content back
@@ -97,13 +97,36 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 
     Raises:
         OutputExistsError: naming the target and the way out.
+        WriteError: what is there cannot be known, in a folder that may not be entered.
     """
-    if overwrite or not target.exists():
+    try:
+        there = target.exists()
+    except OSError as e:
+        raise WriteError(f"cannot write {target}: {e.strerror or e}. Choose another -o/--output.") from e
+    if overwrite or not there:
         return
     with suppress(PermissionError):  # a folder that cannot be listed counts as full
         if target.is_dir() and not any(target.iterdir()):
             return
     raise OutputExistsError(f"{target} exists already. Choose another -o/--output, or pass --overwrite to replace it.")
+
+
+def refuse_unwritable(target: Path) -> None:
+    """Raise if the file `target` cannot be written, as far as that shows before: what is to go there takes its time.
+
+    Raises:
+        WriteError: it is a folder or a device, or lies where nothing may be written.
+    """
+    try:
+        if target.exists() and not target.is_file():
+            raise WriteError(f"cannot write {target}: it is there and not a regular file. Choose another name.")
+        above = next(folder for folder in _resolve(target).parents if folder.exists())
+    except OSError as e:
+        raise WriteError(f"cannot write {target}: {e.strerror or e}. Choose another name.") from e
+    if not above.is_dir() or not os.access(
+        above, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+    ):
+        raise WriteError(f"cannot write {target}: {above} is no folder that may be written to. Choose another name.")
 
 
 def refuse_replacing(target: Path, inputs: Iterable[Path | str | None]) -> None:
@@ -160,6 +183,11 @@ def _resolve(target: Path) -> Path:
     return Path(os.path.realpath(target))
 
 
+def _old(target: Path) -> Path:
+    """Return where the content of before is kept while a folder is replaced."""
+    return target.with_name(f".{target.name}.old")
+
+
 def _beside(target: Path, suffix: str) -> Path:
     """Return an unused hidden name in the same folder (the same disk) that keeps the suffix and is not too long."""
     # not from `tempfile`, which makes private files: ours get the rights that any new file gets
@@ -193,6 +221,6 @@ def _refused_writes(target: Path, temporary: Path) -> Iterator[None]:
     except OSError as e:
         if isinstance(e.filename, str):
             named = Path(e.filename)
-            if not (named.is_relative_to(temporary) or target.is_relative_to(named)):
+            if not (named.is_relative_to(temporary) or target.is_relative_to(named) or named == _old(target)):
                 raise
         raise WriteError(f"cannot write {target}: {e.strerror or e}. Nothing that was there has changed.") from e

@@ -121,3 +121,12 @@ def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
             refuse_replacing(tmp_path / output, (None, tmp_path / "elsewhere", str(inside)))
     for output in ("bundle", "run/bundle", "run/sub/pict"):
         refuse_replacing(tmp_path / output, (inside, None))
+
+
+def test_a_folder_that_may_not_be_entered_is_a_write_error(open_tmp: Path, without_root: OrdinaryUser) -> None:
+    (open_tmp / "closed").mkdir(mode=0)
+    with without_root():
+        with pytest.raises(WriteError, match="Permission denied"):
+            refuse_existing(open_tmp / "closed" / "run", overwrite=False)
+        with pytest.raises(WriteError, match="Permission denied"), atomic_folder(open_tmp / "closed" / "run"):
+            pytest.fail("the block must not run")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgekit.cli.lazy import LazyGroup
-from edgekit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgekitError, StoppedError
+from edgekit.errors import EXIT_INTERRUPTED, EXIT_LOAD, EXIT_OK, EXIT_USAGE, EdgekitError, StoppedError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),
@@ -81,4 +81,10 @@ def run(args: list[str]) -> int:
     except EdgekitError as e:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code
+    except (
+        OSError
+    ) as e:  # of a path that nobody expected to be refused, such as one in a folder that may not be entered
+        named = f"{e.filename}: " if e.filename is not None else ""
+        sys.stderr.write(f"error: {named}{e.strerror or e}. Check the path, its permissions and the disk.\n")
+        return EXIT_LOAD
     return result if isinstance(result, int) else 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.bench.store import add_run
-from tests.bench.reports_for_tests import made_report
+from tests.bench.reports_for_tests import made_report, sustained
 from tests.bench.tiny_for_tests import draw, write_bundle, write_classifier
 from tests.cli.commands_for_tests import call, one_error_line
 
@@ -135,3 +135,18 @@ def test_a_browser_shows_it_without_sideways_scrolling(tmp_path: Path, width: in
     )  # fmt: skip
     wide, seen = done.stdout.partition("<title>")[2].partition("</title>")[0].split()
     assert int(wide) <= int(seen)
+
+
+def test_a_result_whose_times_are_zero_is_shown(tmp_path: Path) -> None:
+    """A browser's clock may be too coarse for a small model."""
+    report = made_report()
+    row = replace(report.rows[0], sustained=replace(sustained(1.0), at_s=(1.0, 2.0), p50_s=(0.0, 0.0)))
+    assert row.latency is not None
+    row = replace(row, latency=replace(row.latency, p50_s=0.0))
+    result = tmp_path / "zero.json"
+    name = row.name
+    samples = dict(report.samples)
+    samples[name] = replace(samples[name], nanoseconds=tuple(tuple(0 for _ in r) for r in samples[name].nanoseconds))
+    result.write_text(json.dumps(replace(report, rows=(row, *report.rows[1:]), samples=samples).to_json()))
+    code, _, err = call("report", result, "-o", tmp_path / "page.html")
+    assert code == 0, err

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.atomic import refuse_unwritable
 from edgekit.bench.compare import device_of
 from edgekit.bench.results import BenchReport
 from edgekit.errors import LoadError, UsageError, did_you_mean
@@ -55,6 +56,22 @@ class StoredRun:
     edgekit_version: str
     data: str | None
     models: tuple[str, ...]
+
+
+def check_store(store: Path) -> None:
+    """Refuse what `add_run` would refuse, before a bench that takes its time; nothing is made.
+
+    Raises:
+        UsageError: a name that `edgekit compare` would not take for a history; or the file is no store of edgekit's.
+        LoadError: it cannot be opened for writing.
+        WriteError: it would lie where nothing may be written.
+    """
+    if store.suffix not in SUFFIXES:
+        raise UsageError(f"--store {store}: a history is named {', '.join(SUFFIXES)}; -o/--output writes JSON")
+    refuse_unwritable(store)
+    if store.exists():
+        with _connected(store, create=True):
+            pass
 
 
 def add_run(store: Path, report: BenchReport) -> int:

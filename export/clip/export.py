@@ -22,18 +22,20 @@ from edgekit.export.clip.card import clip_card
 from edgekit.export.clip.deploy import OUTPUTS, CaptionTower, ImageTower
 from edgekit.export.clip.pairs import ExportPairs, retrieval, run_captions
 from edgekit.export.deploy import TorchSession
-from edgekit.export.export import ExportConfig
+from edgekit.export.export import ExportConfig, keep_statistics
 from edgekit.export.exporters import DYNAMIC_BATCH, Conversion
 from edgekit.export.golden import INPUTS, prove_golden, write_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
+    STATISTICS_FILES,
     InputContract,
     Manifest,
     TextManifest,
     TokenContract,
     layouts,
     sha256_of,
+    statistics_name,
 )
 from edgekit.export.precisions import PRECISIONS
 from edgekit.export.records import LIBRARIES, record_of, run_facts, versions_of
@@ -173,6 +175,8 @@ def _image(export: _Export, folder: Path, terminal: Terminal) -> _Made:
                 continue
             terminal.say(f"image/{attempt.name}  {human_bytes(attempt.size_bytes)}")
             shutil.move(str(workshop.path(attempt)), folder / attempt.name)
+        for form in {attempt.format for attempt in attempts if not attempt.problems}:
+            keep_statistics(Path(work) / statistics_name(form), folder, terminal)
     return _Made(attempts, expected, workshop.found)
 
 
@@ -205,6 +209,7 @@ def _write_image(export: _Export, folder: Path, made: _Made) -> None:
         files=tuple(record_of(folder, attempt) for attempt in made.attempts if not attempt.problems),
         golden_sha256=sha256_of(folder / GOLDEN_FILE),
         calibration=pictures.calibration_hashes,
+        statistics={path.name: sha256_of(path) for path in sorted(folder.glob(STATISTICS_FILES))},
         verification=pictures.comparison_hashes,
     )
     atomic.write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")

@@ -17,6 +17,7 @@ from captioned_for_tests import train_small_clip
 from edgekit.captions import load_captions, split_captions
 from edgekit.cli.main import run as edgekit
 from edgekit.errors import EdgekitError, LoadError, UsageError, VerificationError
+from edgekit.export.calibration.statistics import Histograms
 from edgekit.export.clip.bundle import CLIP_RECORD, read_clip_record
 from edgekit.export.clip.deploy import CaptionTower, ImageTower
 from edgekit.export.clip.export import export_clip_run
@@ -89,6 +90,14 @@ def test_every_file_embeds_what_pytorch_embeds(run: Path, bundle: Path) -> None:
     hits = (expected["image"] @ expected["text"][: len(images)].T).argmax(axis=1) == np.arange(len(images))
     assert record.retrieval["pytorch"]["image_to_text_r1"] == pytest.approx(hits.mean())
     assert record.retrieval["model.fp32.onnx"] == record.retrieval["pytorch"] and len(record.retrieval) == 7
+
+
+def test_the_image_tower_keeps_the_statistics_of_its_ranges(bundle: Path) -> None:
+    manifest = read_any_manifest(bundle / "image")
+    assert set(manifest.statistics) == {"calibration.onnx.npz", "calibration.tflite.npz"}
+    for name, digest in manifest.statistics.items():
+        assert sha256_of(bundle / "image" / name) == digest
+        assert Histograms.load(bundle / "image" / name).images == len(manifest.calibration)
 
 
 def test_each_tower_carries_its_own_weights_alone(bundle: Path, run: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captioned_for_tests import train_small_clip
 from PIL import Image
 
 from edgekit.errors import VerificationError
 from edgekit.export.attempt import Workshop
+from edgekit.export.clip.export import export_clip_run
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.export import ExportConfig, export_run
 from edgekit.export.exporters import Conversion
@@ -19,6 +21,7 @@ from edgekit.export.golden import MAX_RAW_BYTES, Golden, prove_golden, read_gold
 from edgekit.export.manifest import GOLDEN_FILE
 from edgekit.export.session import run_batched
 from edgekit.export.verify.bundle import verify_bundle
+from edgekit.export.verify.clip import verify_clip
 from edgekit.models.checkpoint import save_student
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, student_preprocess
@@ -62,6 +65,18 @@ def test_photos_too_large_to_travel_still_make_a_bundle_that_verifies(tmp_path: 
     said = run_batched(TorchSession(DeployModel(student())), to_input(golden.pixels))
     for name, values in said.items():  # the outputs are those of the smaller pictures, not of the photos
         np.testing.assert_allclose(golden.outputs[name], values, atol=1e-6)
+
+
+def test_a_clip_of_large_photos_verifies(tmp_path: Path) -> None:
+    run = train_small_clip(tmp_path / "clip")
+    data = photos(tmp_path / "photos", (600, 700, 3), count=2) / "val"
+    for number, path in enumerate(data.rglob("*.png")):
+        path.with_suffix(".txt").write_text(f"photo {number}")
+    settings = {"outputs": ("embedding",), "data": data, "val_fraction": 0.5}
+    attempts = export_clip_run(ExportConfig(run, tmp_path / "bundle", ("onnx",), ("fp32",), **settings), Terminal(-1))  # type: ignore[arg-type]
+    assert [attempt.problems for attempt in attempts] == [(), ()]
+    assert [check for check in verify_clip(tmp_path / "bundle") if not check.passed] == []
+    assert max(map(len, read_golden(tmp_path / "bundle" / "image" / GOLDEN_FILE).raw)) < MAX_RAW_BYTES
 
 
 def test_small_pictures_travel_as_they_are(tmp_path: Path) -> None:

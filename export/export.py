@@ -107,12 +107,7 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
     pictures = _choose(config, student.spec, dataset)
     reference = TorchSession(model, threads=1)
     expected = run_batched(reference, pictures.comparison)
-    spec = student.spec
-    terminal.say(
-        f"student  {spec.arch} at {spec.image_size} px, {spec.num_classes} classes; INT8 ranges from "
-        f"{len(pictures.calibration_hashes)} training {dataset.kind}, compared on {len(pictures.comparison_hashes)} "
-        f"validation {dataset.kind}" + (f", {spec.frames} frames each" if spec.frames > 1 else "")
-    )
+    _announce(student.spec, dataset, pictures, terminal)
     with (
         atomic.atomic_folder(config.output, overwrite=overwrite) as bundle,
         tempfile.TemporaryDirectory(prefix="edgekit-export-") as work,
@@ -120,7 +115,7 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
         trained = read_trained(config.run)
         conversion = Conversion(model, pictures.calibration, Path(work), _texts(student), config.dynamic_batch, trained)
         write_golden(bundle / GOLDEN_FILE, pictures.golden(reference))
-        golden = prove_golden(bundle / GOLDEN_FILE, spec.preprocess)
+        golden = prove_golden(bundle / GOLDEN_FILE, student.spec.preprocess)
         workshop = Workshop(conversion, (pictures.comparison, expected), golden)
         attempts = _make_all(config, workshop, _labels(dataset, pictures), terminal)
         if all(attempt.problems for attempt in attempts):
@@ -132,6 +127,14 @@ def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = Fa
             keep_statistics(Path(work) / statistics_name(form), bundle, terminal)
         _write_bundle(bundle, config, student, pictures, attempts)
     return attempts
+
+
+def _announce(spec: StudentSpec, dataset: ImageDataset, pictures: ExportPictures, terminal: Terminal) -> None:
+    terminal.say(
+        f"student  {spec.arch} at {spec.image_size} px, {spec.num_classes} classes; INT8 ranges from "
+        f"{len(pictures.calibration_hashes)} training {dataset.kind}, compared on {len(pictures.comparison_hashes)} "
+        f"validation {dataset.kind}" + (f", {spec.frames} frames each" if spec.frames > 1 else "")
+    )
 
 
 def keep_statistics(file: Path, bundle: Path, terminal: Terminal) -> None:

@@ -66,11 +66,15 @@ def verify_bundle(
         if opens:
             python = str(tensorflow_python) if tensorflow_python else None
             arguments = (str(bundle.absolute()), number, threads, python)
-            # TensorFlow takes a process of the child's own, whose limit must pass before the child's does
-            slow = python is not None or record.format == "saved_model"
-            limit_s = TIMEOUT_S + TENSORFLOW_S if slow else TIMEOUT_S
+            limit_s = _limit_s(record, python)
             checks += _contained(record.path, f"{opener}:file_checks", *arguments, timeout_s=limit_s)
     return checks
+
+
+def _limit_s(record: FileRecord, tensorflow_python: str | None) -> float:
+    """Return how long a file's child may take: TensorFlow runs in a child of it, whose own limit must pass before."""
+    takes_tensorflow = tensorflow_python is not None or record.format == "saved_model"
+    return TIMEOUT_S + TENSORFLOW_S if takes_tensorflow else TIMEOUT_S
 
 
 def _golden_file(bundle: Path, manifest: AnyManifest, opener: str) -> list[Check]:

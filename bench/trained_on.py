@@ -55,7 +55,7 @@ def trained_on_of_run(run: Path) -> TrainedOn | None:
 
 
 def trained_on_of_bundle(manifest: Manifest) -> TrainedOn | None:
-    """Return what a manifest records; it does not tell the share that was held out. None where it records nothing."""
+    """Return what a manifest records; None where it records nothing."""
     return _read(manifest.training, None)
 
 
@@ -76,5 +76,6 @@ def _read(facts: Mapping[str, Any], fraction: object) -> TrainedOn | None:
         return None
     broken = data.get("broken")
     keys = frozenset(key for key in broken if isinstance(key, str)) if isinstance(broken, list) else frozenset()
+    fraction = data.get("val_fraction") if fraction is None else fraction
     share = float(fraction) if isinstance(fraction, int | float) and 0 < fraction < 1 else None
     return TrainedOn(data["fingerprint"], seed, share, keys)

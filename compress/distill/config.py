@@ -70,6 +70,10 @@ class DistillConfig:
         """The first teacher."""
         return self.teachers[0] if self.teachers else None
 
+    def split_facts(self) -> dict[str, Any]:
+        """Return how pictures were held out, for run.json: files of the run are not judged on the others."""
+        return {"val_fraction": self.val_fraction, "split_seed": self.own_split_seed}
+
     @property
     def own_split_seed(self) -> int:
         """What decides which pictures are held out, where the data do not come split."""

@@ -137,7 +137,7 @@ def _begin(
     """Write what a new run knows before its first step."""
     facts = {
         "seed": config.recipe.fit.seed,
-        "data": {**prepared.facts, "split_seed": config.own_split_seed},
+        "data": {**prepared.facts, **config.split_facts()},
         "teacher": prepared.teacher_facts,
         "student": student,
     }

@@ -131,7 +131,7 @@ def _open(
         return
     facts = {
         "seed": config.training.recipe.fit.seed,
-        "data": {**prepared.facts, "split_seed": config.training.own_split_seed},
+        "data": {**prepared.facts, **config.training.split_facts()},
         "teacher": prepared.teacher_facts or before.get("teacher"),
         "student": describe_student(changed.finish(changed.model)),
         "compress": {"from": str(config.run), "guide": config.guide, **changed.facts},

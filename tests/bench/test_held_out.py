@@ -50,6 +50,13 @@ def bundle(trained: Path, tmp_path: Path) -> Path:
     return made
 
 
+def without_share(bundle: Path) -> None:
+    """Leave out what manifests did not tell before."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["training"]["data"]["val_fraction"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
 def bench(*files: Path, **options: Any) -> BenchReport:
     return run_bench(BenchConfig(files, latency=None, **options))
 
@@ -105,7 +112,14 @@ def test_pictures_that_were_added_since_are_told(data: Path, trained: Path, tmp_
     assert "May include training pictures of student" in said(report)
 
 
-def test_a_bundle_says_which_seed_split_its_data(data: Path, bundle: Path) -> None:
+def test_a_bundle_says_how_its_data_were_split(data: Path, bundle: Path) -> None:
+    held = bench(bundle, data=data)
+    assert said(held) == "Held out of training (a share of 0.3 by seed 7), as recorded: model.onnx."
+    assert bench(bundle, data=data, val_fraction=SHARE).data == held.data
+
+
+def test_a_bundle_that_does_not_tell_the_share_needs_it(data: Path, bundle: Path) -> None:
+    without_share(bundle)
     held = bench(bundle, data=data, val_fraction=SHARE)
     assert said(held) == "Held out of training (a share of 0.3 by seed 7), as recorded: model.onnx."
     whole = bench(bundle, data=data)
@@ -131,6 +145,8 @@ def test_eval_classify_judges_on_what_was_held_out(data: Path, trained: Path, bu
     assert report.notes == ("Held out of training (a share of 0.3 by seed 7), as recorded: run.",)
     checkpoint = judge_classifier(trained / "student.safetensors", data, 1, BAR)
     assert checkpoint.scores == report.scores
+    assert judge_classifier(bundle / "model.onnx", data, 1, BAR).scores.pictures == facts["data"]["val"]
+    without_share(bundle)
     whole = judge_classifier(bundle / "model.onnx", data, 1, BAR)
     assert whole.scores.pictures == 42 and "May include training pictures of model.onnx" in whole.to_json()["notes"][0]
     held = judge_classifier(bundle / "model.onnx", data, 1, BAR, SHARE)

@@ -11,11 +11,13 @@ import torch
 from captioned_for_tests import train_small_clip
 from PIL import Image
 
+from edgekit.data import Sample
 from edgekit.errors import VerificationError
 from edgekit.export.attempt import Workshop
 from edgekit.export.clip.export import export_clip_run
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.export import ExportConfig, export_run
+from edgekit.export.export_clips import ExportClips, frames_of
 from edgekit.export.exporters import Conversion
 from edgekit.export.golden import MAX_RAW_BYTES, Golden, prove_golden, read_golden, reduced, write_golden
 from edgekit.export.manifest import GOLDEN_FILE
@@ -77,6 +79,21 @@ def test_a_clip_of_large_photos_verifies(tmp_path: Path) -> None:
     assert [attempt.problems for attempt in attempts] == [(), ()]
     assert [check for check in verify_clip(tmp_path / "bundle") if not check.passed] == []
     assert max(map(len, read_golden(tmp_path / "bundle" / "image" / GOLDEN_FILE).raw)) < MAX_RAW_BYTES
+
+
+def test_large_frames_of_a_clip_travel_smaller(tmp_path: Path) -> None:
+    folder, contract, rng = tmp_path / "clip", Preprocess(SIZE, SIZE), np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (600, 700, 3), np.uint8)).save(folder / f"{number}.png")
+    frames = frames_of([Sample("clip", folder, 0)], 4, contract)
+    model = DeployModel(Student(replace(student().spec, frames=4))).eval()
+    clips = ExportClips(frames, frames, {}, {}, (folder,), contract, 4)
+    write_golden(tmp_path / GOLDEN_FILE, clips.golden(TorchSession(model)))
+    golden = prove_golden(tmp_path / GOLDEN_FILE, contract)
+    assert len(golden.raw) == 2 and max(map(len, golden.raw)) < MAX_RAW_BYTES
+    said = run_batched(TorchSession(model), to_input(golden.pixels))
+    np.testing.assert_allclose(golden.outputs["logits"], said["logits"], atol=1e-6)
 
 
 def test_small_pictures_travel_as_they_are(tmp_path: Path) -> None:

@@ -11,17 +11,7 @@ from edgekit import atomic
 from edgekit.compress.forecast.forecast import Forecast
 from edgekit.compress.forecast.metrics_reader import FloatSeries
 from edgekit.compress.training.schedule import ScheduleConfig, factor, planned_jumps
-from edgekit.errors import MissingExtraError, OutputExistsError
-
-
-def refuse_existing_png(out: Path | None, *, overwrite: bool) -> None:
-    """Raise if there is something at `out`, before anything is computed for it.
-
-    Raises:
-        OutputExistsError: naming the file and the way out.
-    """
-    if out is not None and out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists already. Give --png another name, or pass --overwrite to replace it.")
+from edgekit.errors import MissingExtraError
 
 
 def plot_forecast(forecast: Forecast, epochs: FloatSeries, values: FloatSeries, out: Path) -> None:

@@ -11,12 +11,12 @@ import yaml
 from pydantic import ValidationError
 
 from edgekit.chart import Line, canvas_for, chart
-from edgekit.cli.options import EXISTING, make_terminal, talk_options
+from edgekit.cli.options import EXISTING, make_terminal, refuse_existing_png, talk_options
 from edgekit.cli.schedule_options import SCHEDULE_NAMES, schedule_config, schedule_parameters
 from edgekit.compress.forecast.forecast import Estimate, Forecast, Reached, percent
 from edgekit.compress.forecast.forecast import forecast as make_forecast
 from edgekit.compress.forecast.metrics_reader import FloatSeries, MetricsTable, read_metrics
-from edgekit.compress.forecast.plot import plot_forecast, refuse_existing_png
+from edgekit.compress.forecast.plot import plot_forecast
 from edgekit.compress.forecast.timeline import Question
 from edgekit.compress.training.schedule import ScheduleConfig, ScheduleName
 from edgekit.errors import EXIT_OK, DataError, UsageError, did_you_mean

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgekit.cli.inspect_report import bundle_row, report_lines, roofline_lines
-from edgekit.cli.options import EXISTING, make_terminal, talk_options
+from edgekit.cli.options import EXISTING, make_terminal, refuse_existing_png, talk_options
 from edgekit.cores import usable_cores
 from edgekit.errors import EXIT_LOAD, EXIT_NEGATIVE, EXIT_OK, EdgekitError, LoadError, MissingExtraError, UsageError
 from edgekit.export.audit.audit import audit_contained, audit_runtime_contained, precision_reasons
@@ -23,6 +23,7 @@ from edgekit.terminal import Terminal, print_json
 @click.command()
 @click.argument("path", metavar="FILE|BUNDLE", type=EXISTING)
 @click.option("--png", type=EXISTING, metavar="FILE", help="Draw the precision of each layer into this picture.")
+@click.option("--overwrite", is_flag=True, help="Replace a picture that exists.")
 @click.option(
     "--roofline",
     is_flag=True,
@@ -38,6 +39,7 @@ def inspect(path: Path, **options: Any) -> int:
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
     extras = _Extras(options["png"], options["threads"] if options["roofline"] else None)
+    refuse_existing_png(options["png"], overwrite=options["overwrite"])
     if not path.exists():
         raise LoadError(f"{path} is not there; give an .onnx, .tflite or .mlpackage, or a bundle")
     if not (path / MANIFEST_FILE).is_file():

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from edgekit.errors import OutputExistsError
 from edgekit.terminal import Terminal
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -35,6 +36,16 @@ def picture_options(
         return click.option("--data", type=EXISTING, required=True, help=data)(command)
 
     return add
+
+
+def refuse_existing_png(out: Path | None, *, overwrite: bool) -> None:
+    """Raise if there is something at `out`, before anything is computed for it.
+
+    Raises:
+        OutputExistsError: naming the file and the way out.
+    """
+    if out is not None and out.exists() and not overwrite:
+        raise OutputExistsError(f"{out} exists already. Give --png another name, or pass --overwrite to replace it.")
 
 
 def given_or(options: Mapping[str, Any], otherwise: Mapping[str, Any]) -> dict[str, Any]:

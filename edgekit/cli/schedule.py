@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from edgekit.chart import Line, canvas_for, chart
-from edgekit.cli.options import EXISTING, make_terminal, talk_options
+from edgekit.cli.options import EXISTING, make_terminal, refuse_existing_png, talk_options
 from edgekit.cli.schedule_options import SCHEDULE_NAMES, schedule_config, schedule_parameters
-from edgekit.compress.forecast.plot import plot_schedule, refuse_existing_png
+from edgekit.compress.forecast.plot import plot_schedule
 from edgekit.compress.training.schedule import ScheduleName, factor, planned_jumps
 from edgekit.errors import EXIT_OK
 from edgekit.terminal import print_json

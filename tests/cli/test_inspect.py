@@ -93,6 +93,9 @@ def test_the_roofline_is_for_one_file_that_is_timed_here(files: Artifacts, capsy
 def test_the_picture_is_written_where_it_was_asked_for(files: Artifacts, capsys: Captured, tmp_path: Path) -> None:
     code, _, err = inspected(capsys, files["tflite int8"], "--png", tmp_path / "new" / "p.png")
     assert code == 0 and (tmp_path / "new" / "p.png").read_bytes()[:4] == b"\x89PNG" and "p.png" in err
+    (tmp_path / "new" / "p.png").write_text("mine")
+    code, _, err = inspected(capsys, files["tflite int8"], "--png", tmp_path / "new" / "p.png")
+    assert code == 2 and "--overwrite" in err and (tmp_path / "new" / "p.png").read_text() == "mine"
 
 
 # ---- bundles

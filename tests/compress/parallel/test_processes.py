@@ -84,7 +84,7 @@ def test_micro_batches_sum_to_the_whole_batch(world: int, accumulate: int, tmp_p
 
 def test_micro_batches_are_the_same_in_one_process_and_in_two(tmp_path: Path) -> None:
     """Batch norm sees each micro-batch alone, but all of it."""
-    one, two = (finished(world, tmp_path / str(world), {"accumulate": 2}) for world in (1, 2))
+    one, two = (finished(world, tmp_path / str(world), {"accumulate": 3}) for world in (1, 2))
     assert furthest(one, two) < PROCESSES
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from edgekit.data import ImageDataset, Sample
+from edgekit.export.export_data import split_of_run
 from edgekit.export.manifest import MANIFEST_FILE, Manifest, read_any_manifest
 from edgekit.export.records import run_facts
 from edgekit.export.runtimes import is_package
@@ -45,13 +44,8 @@ class TrainedOn:
 
 def trained_on_of_run(run: Path) -> TrainedOn | None:
     """Return what a run folder, or the one that a checkpoint lies in, records; None where it does not."""
-    folder = run if run.is_dir() else run.parent
-    try:
-        config: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        config = None
-    fraction = config.get("val_fraction") if isinstance(config, Mapping) else None
-    return _read(run_facts(run), fraction)
+    split = split_of_run(run)
+    return _read(run_facts(run), None if split is None else split.val_fraction)
 
 
 def trained_on_of_bundle(manifest: Manifest) -> TrainedOn | None:
@@ -67,7 +61,7 @@ def trained_on_of_file(path: Path) -> TrainedOn | None:
     return trained_on_of_bundle(manifest) if isinstance(manifest, Manifest) else None
 
 
-def _read(facts: Mapping[str, Any], fraction: object) -> TrainedOn | None:
+def _read(facts: Mapping[str, Any], fraction: float | None) -> TrainedOn | None:
     """Read facts that others may have written: what is not of its type is not known."""
     data, seed = facts.get("data"), facts.get("seed")
     if isinstance(data, Mapping) and "split_seed" in data:

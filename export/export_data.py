@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import yaml
 
 from edgekit.data import ImageDataset, load_dataset
 from edgekit.errors import UsageError
+from edgekit.export.records import run_facts
 from edgekit.listing import Kind, list_csv, list_folder
 from edgekit.shards import refuse_shards
 from edgekit.terminal import Terminal
@@ -74,7 +74,7 @@ def run_dataset(config: ExportConfig, terminal: Terminal, frames: int = 1) -> Im
     try:
         trained = _settings(config.run)
         source, fraction = Path(trained["data"]), trained["val_fraction"]
-        seed, broken = _split_seed(trained), _facts(config.run)["data"]["broken"]
+        seed, broken = _split_seed(trained), run_facts(config.run)["data"]["broken"]
     except _UNREADABLE as e:
         raise UsageError(f"{config.run} does not say what it was trained on; pass --data DIR with its pictures") from e
     refuse_shards(source, f"{config.run} was trained on")
@@ -106,8 +106,3 @@ def _split_seed(trained: Any) -> int:
 def _settings(run: Path) -> Any:
     folder = run if run.is_dir() else run.parent
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-
-
-def _facts(run: Path) -> Any:
-    folder = run if run.is_dir() else run.parent
-    return json.loads((folder / "run.json").read_text(encoding="utf-8"))

@@ -97,29 +97,35 @@ def _table_records(path: Path, lines: Sequence[str], files: TextFiles) -> Iterat
     A quote is a letter in TSV, where the texts of most corpora have stray ones, and a quote in CSV.
     """
     tabs = path.suffix.lower() == ".tsv"
+    columns: list[str] | None = None
+    for number, cells in _table_lines(path, lines, tabs):
+        if columns is None:
+            header = files.text_column in cells
+            if not header and files.label_column in cells:
+                raise DataError(
+                    f"{path}:1 names the columns {', '.join(cells)}, none of them '{files.text_column}'; say which "
+                    "holds the texts with --text-column"
+                )
+            columns = cells if header else [files.text_column, files.label_column]
+            if header:
+                continue
+        if len(cells) != len(columns):
+            raise DataError(
+                f"{path}:{number} has {len(cells)} columns, not {len(columns)} "
+                f"({', '.join(columns)}); without a header a file has the text and then the label"
+            )
+        yield f"{path}:{number}", dict(zip(columns, cells, strict=True))
+
+
+def _table_lines(path: Path, lines: Sequence[str], tabs: bool) -> list[tuple[int, list[str]]]:
+    """Return the cells of each line that has some, with its number.
+
+    The limit of a cell's length belongs to the whole process, so it is put back before anything else runs.
+    """
     limit = csv.field_size_limit(max(map(len, lines), default=0) + 2**20)
     reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-    columns: list[str] | None = None
     try:
-        for cells in reader:
-            if not cells:
-                continue
-            if columns is None:
-                header = files.text_column in cells
-                if not header and files.label_column in cells:
-                    raise DataError(
-                        f"{path}:1 names the columns {', '.join(cells)}, none of them '{files.text_column}'; say which "
-                        "holds the texts with --text-column"
-                    )
-                columns = cells if header else [files.text_column, files.label_column]
-                if header:
-                    continue
-            if len(cells) != len(columns):
-                raise DataError(
-                    f"{path}:{reader.line_num} has {len(cells)} columns, not {len(columns)} "
-                    f"({', '.join(columns)}); without a header a file has the text and then the label"
-                )
-            yield f"{path}:{reader.line_num}", dict(zip(columns, cells, strict=True))
+        return [(reader.line_num, cells) for cells in reader if cells]
     except csv.Error as e:
         raise DataError(f"{path}:{reader.line_num} is no line of a table: {e}") from e
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from csv import field_size_limit
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from texts_for_tests import reviews, write_reviews
 
 from edgekit.errors import DataError, UsageError
 from edgekit.text_data import limited, load_split, load_texts
-from edgekit.text_files import TextFiles
+from edgekit.text_files import TextFiles, read_rows
 
 
 def write(path: Path, content: str) -> Path:
@@ -195,6 +196,16 @@ def test_odd_unicode_passes(tmp_path: Path) -> None:
 def test_a_line_separator_is_a_letter_of_a_tsv(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "a\u2028b\x0bc\t0\nd\x85e\t1\n")
     assert load_texts(TextFiles(path, path)).train.texts == ("a\u2028b\x0bc", "d\x85e")
+
+
+def test_texts_of_any_length_leave_the_limit_of_cells_as_it_was(tmp_path: Path) -> None:
+    limit = field_size_limit()
+    files = [write(tmp_path / f"{name}.tsv", "long " * 50_000 + "\t0\nshort\t1\n") for name in "ab"]
+    halted = [read_rows(path, TextFiles(path)) for path in files]
+    assert [len(next(rows).text) for rows in halted] == [250_000, 250_000]
+    while halted:
+        del halted[0]  # in this order the second used to put back what the first had set
+    assert field_size_limit() == limit
 
 
 def test_empty_and_shared_texts_are_said(tmp_path: Path) -> None:

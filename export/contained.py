@@ -7,6 +7,7 @@ Runtimes and parsers are native code; a damaged file can take the whole process 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,6 +74,7 @@ def _run(folder: Path, timeout_s: float) -> tuple[int, bytes]:
 
     The child leads a group of processes with all that it starts, so that all end with it. What a child calls contained
     stays in the group. The terminal sends Ctrl-C to another group, ours; so the way out ends the child there, too.
+    Where we are killed on the spot, the child's standard input ends, and it ends itself (`_end_with_parent`).
 
     Raises:
         subprocess.TimeoutExpired: no answer in time.
@@ -82,7 +85,7 @@ def _run(folder: Path, timeout_s: float) -> tuple[int, bytes]:
             [sys.executable, "-m", "edgekit.export.contained"],
             cwd=folder,
             env={**os.environ, _DEADLINE: str(time.time() + timeout_s)},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=leads,  # does nothing on Windows
@@ -91,6 +94,8 @@ def _run(folder: Path, timeout_s: float) -> tuple[int, bytes]:
             code = process.wait(timeout_s)
         finally:
             _end(process, whole_group=leads)
+            assert process.stdin is not None
+            process.stdin.close()
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
         return code, errors.read()
 
@@ -134,6 +139,27 @@ def limit_memory(limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
 
 
+def _end_with_parent() -> None:
+    """Have this child and all that it started end when its parent does, however that ends.
+
+    The parent alone holds the other end of our standard input, and writes nothing. A function that never lets go of
+    Python's lock keeps our thread from seeing it end; the deadline needs no lock.
+    """
+    watched = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # for whoever reads standard input here
+    os.close(nothing)
+
+    def watch() -> None:
+        os.read(watched, 1)
+        if sys.platform != "win32" and os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    faulthandler.dump_traceback_later(max(0.0, _left_s()) + _MARGIN_S, exit=True)
+
+
 def _serve(folder: Path) -> None:
     """Do what `request.json` asks for and write `answer.json`. Only the parent writes requests: its own code is run."""
     request = json.loads((folder / "request.json").read_text())
@@ -154,4 +180,5 @@ def _serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    _end_with_parent()
     _serve(Path.cwd())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,9 @@ def lingering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    start(path); time.sleep(60)\n"
         "def crash(path):\n"
         "    start(path); os.abort()\n"
+        "def stuck(path):\n"  # and never lets go of Python's lock
+        "    import ctypes\n"
+        "    open(path, 'w').write(str(os.getpid())); ctypes.PyDLL(None).sleep(60)\n"
         "def nested(path):\n"
         "    from edgekit.export.contained import call_contained\n"
         "    call_contained('lingers:hang', path, timeout_s=100)\n"
@@ -95,10 +100,10 @@ def lingering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pid"
 
 
-def assert_ended(path: Path) -> None:
+def assert_ended(path: Path, within_s: float = 10) -> None:
     """The process whose id a file holds is gone, or dead and not yet buried."""
     stat = Path(f"/proc/{path.read_text()}/stat")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
             if stat.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -122,16 +127,47 @@ def test_nothing_that_a_child_started_outlives_it(lingering: Path, function: str
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 def test_ctrl_c_ends_the_child_and_what_it_started(lingering: Path) -> None:
     """The terminal's signal goes to the parent's group alone."""
-    script = f"from edgekit.export.contained import call_contained; call_contained('lingers:hang', {str(lingering)!r})"
+    with waiting_parent("hang", lingering) as parent:
+        os.killpg(parent.pid, signal.SIGINT)
+        _, said = parent.communicate(timeout=30)
+    assert b"KeyboardInterrupt" in said
+    assert_ended(lingering)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize("function", ["hang", "nested"])
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_parent_killed_on_the_spot_takes_its_children_with_it(
+    lingering: Path, function: str, by: signal.Signals
+) -> None:
+    with waiting_parent(function, lingering) as parent:
+        parent.send_signal(by)
+        assert parent.wait(10) == -by
+    assert_ended(lingering)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_a_child_whose_parent_was_killed_ends_at_its_deadline_whatever_it_does(lingering: Path) -> None:
+    with waiting_parent("stuck", lingering, timeout_s=8) as parent:
+        parent.kill()
+    assert_ended(lingering, within_s=20)
+
+
+@contextlib.contextmanager
+def waiting_parent(function: str, lingering: Path, timeout_s: float = 100) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits for a contained call of `lingers`, which has started its own."""
+    call = f"call_contained('lingers:{function}', {str(lingering)!r}, timeout_s={timeout_s})"
+    script = f"from edgekit.export.contained import call_contained; {call}"
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 60
     while not (lingering.exists() and lingering.read_text()):
         assert time.monotonic() < deadline and parent.poll() is None
         time.sleep(0.05)
-    os.killpg(parent.pid, signal.SIGINT)
-    _, said = parent.communicate(timeout=30)
-    assert b"KeyboardInterrupt" in said
-    assert_ended(lingering)
+    with parent:
+        try:
+            yield parent
+        finally:
+            parent.kill()
 
 
 def test_what_a_child_waits_for_is_late_before_the_child_is(lingering: Path) -> None:

@@ -53,7 +53,7 @@ def _prove(state: State, golden: Golden) -> None:
     except EdgekitError as e:
         state.fail(f"on golden vectors: {e}")
         return
-    parity, problems = golden_parity(found, golden, candidate.outputs, GATES[candidate.claimed])
+    parity, problems = golden_parity(found, golden.outputs, candidate.outputs, GATES[candidate.claimed])
     if parity is not None:
         state.row = replace(state.row, parity=GoldenParity.of(parity))
     if problems:

@@ -99,5 +99,5 @@ class Workshop:
         if self.golden is None:
             return ()
         found = run_batched(session, to_input(self.golden.pixels))
-        _, problems = golden_parity(found, self.golden, self.conversion.model.outputs, GATES[precision])
+        _, problems = golden_parity(found, self.golden.outputs, self.conversion.model.outputs, GATES[precision])
         return tuple(f"golden vectors: {problem}" for problem in problems)

@@ -23,7 +23,10 @@ LEVELS = 127
 """Symmetric 8 bits: the largest weight of an output channel is 127 steps."""
 
 LEAST_WEIGHTS = 2048
-"""Smaller layers are not worth 8 bits (coremltools' default, too)."""
+"""Smaller layers are not worth 8 bits (coremltools' default, too), unless they make up more than `SMALL_SHARE`."""
+
+SMALL_SHARE = 0.25
+"""Of the weights. A narrow net all of small layers would else stay float and be called int8."""
 
 FLOAT_SHARE = 0.03
 """Of the weights, in layers that stay float: the smallest ones are the most sensitive for their size; 3 % of the file
@@ -41,9 +44,14 @@ _BLOCK = 128
 
 
 def least_quantized(model: nn.Module) -> int:
-    """Return the number of weights from which on layers are quantized, so that `FLOAT_SHARE` at most is in the rest."""
+    """Return the number of weights from which on layers are quantized, so that little is in the rest.
+
+    That is `FLOAT_SHARE` at most where layers of `LEAST_WEIGHTS` hold more than that, else what smaller ones hold.
+    """
     counts = Counter(layer.weight.numel() for layer in _layers(model).values())
-    least, kept, total = LEAST_WEIGHTS, 0, sum(size * count for size, count in counts.items())
+    total = sum(size * count for size, count in counts.items())
+    small = sum(size * count for size, count in counts.items() if size < LEAST_WEIGHTS)
+    least, kept = LEAST_WEIGHTS if small <= SMALL_SHARE * total else 1, 0
     for size, count in sorted(counts.items()):
         kept += size * count
         if kept > FLOAT_SHARE * total:

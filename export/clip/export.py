@@ -44,7 +44,7 @@ from edgekit.export.text.attempt import TextComparison, attempt_text
 from edgekit.export.text.convert import TextConversion
 from edgekit.export.text.deploy import TorchTextSession
 from edgekit.export.text.export import wanted_texts
-from edgekit.export.text.golden import TOKENIZER_FILE, TextGolden, write_text_golden
+from edgekit.export.text.golden import TOKENIZER_FILE, TextGolden, keep_proof
 from edgekit.export.text.session import run_texts
 from edgekit.models.caption_tokenizer import CaptionTokenizer
 from edgekit.models.clip import Clip, load_clip
@@ -186,7 +186,9 @@ def _text(export: _Export, folder: Path, terminal: Terminal) -> _Made:
     ids = export.tokenizer(captions).ids
     expected = run_texts(TorchTextSession(model, threads=1), ids)
     unlabelled = TextSplit(captions, np.zeros((len(captions), 1), np.float32))
-    comparison = TextComparison(unlabelled, ids, expected, "text/")
+    golden = TextGolden(ids[:INPUTS], {name: values[:INPUTS] for name, values in expected.items()}, captions[:INPUTS])
+    proof = keep_proof(folder, golden, export.tokenizer)
+    comparison = TextComparison(unlabelled, ids, expected, "text/", proof)
     kind = export.tokenizer.tokenizer.to_dict()["kind"]
     about = {"input": f"int32 ids of the tokenizer in the bundle ({kind}), padded with 0"}
     with tempfile.TemporaryDirectory(prefix="edgekit-export-") as work:
@@ -217,13 +219,6 @@ def _write_image(export: _Export, folder: Path, made: _Made) -> None:
 
 def _write_text(export: _Export, folder: Path, made: _Made) -> None:
     spec, captions = export.clip.spec, export.pairs.captions
-    golden = TextGolden(
-        export.tokenizer(captions[:INPUTS]).ids,
-        {name: values[:INPUTS] for name, values in made.expected.items()},
-        captions[:INPUTS],
-    )
-    write_text_golden(folder / GOLDEN_FILE, golden)
-    atomic.write_text(folder / TOKENIZER_FILE, json.dumps(export.tokenizer.to_dict()))
     parameters = count_parameters(CaptionTower(export.clip))
     manifest = TextManifest(
         **export.shared,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from edgekit.export.ports import ports_of
 from edgekit.export.runtimes import SUFFIX_OF, Format
 from edgekit.export.session import Outputs
 from edgekit.export.text.convert import TEXT_EXPORTERS, TextConversion
-from edgekit.export.text.session import open_text_session, run_texts
+from edgekit.export.text.golden import TextGolden
+from edgekit.export.text.session import TextSession, open_text_session, run_texts
+from edgekit.export.verify.file import golden_parity
 from edgekit.interval import wilson
 from edgekit.models.text_tokenizer import Ids
 from edgekit.terminal import Terminal, human_bytes
@@ -35,6 +38,8 @@ class TextComparison:
     expected: Outputs
     label: str = ""
     """Of the files on the terminal, in front of their names."""
+    golden: TextGolden | None = None
+    """What `verify` will ask of the files; None where they go to no bundle."""
     found: dict[str, Outputs] = field(default_factory=dict)
     """What each file said, by its name."""
 
@@ -68,7 +73,7 @@ def attempt_text(
             *failures(parity, GATES[precision]),
             *check_precision(facts, precision),
             *_lost(comparison, found),
-        )
+        ) or _golden_problems(session, comparison, conversion.model.outputs, precision)
         info = asdict(session.info)
         attempt = Attempt(name, form, precision, recipe, facts.size_bytes, parity, info, *ports_of(facts), problems)
         if not problems:
@@ -83,6 +88,17 @@ def attempt_text(
     else:
         terminal.say(f"{comparison.label}{name}  {human_bytes(attempt.size_bytes)}{_accuracy(comparison, found)}")
     return attempt
+
+
+def _golden_problems(
+    session: TextSession, comparison: TextComparison, outputs: Sequence[str], precision: Precision
+) -> tuple[str, ...]:
+    """Return what `verify` would object to: no file may be called proven that it refuses."""
+    if comparison.golden is None:
+        return ()
+    found = run_texts(session, comparison.golden.ids)
+    _, problems = golden_parity(found, comparison.golden.outputs, outputs, GATES[precision])
+    return tuple(f"golden vectors: {problem}" for problem in problems)
 
 
 def _accuracy(comparison: TextComparison, found: Outputs) -> str:

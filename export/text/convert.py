@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from edgekit.errors import MissingExtraError, UsageError
+from edgekit.export.calibration.weight_rounding import least_quantized
 from edgekit.export.exporters import float_file
 from edgekit.export.parity import Precision
 from edgekit.export.runtimes import Format
@@ -159,7 +160,7 @@ def _coreml(conversion: TextConversion, precision: Precision, out: Path) -> str:
     from edgekit.export.coreml.convert import quantize_weights
 
     base = float_file(conversion.work, "coreml", lambda path: export_text_coreml(conversion, path, "fp16"))
-    quantize_weights(base, out)
+    quantize_weights(base, out, least_quantized(conversion.model))
     return "8-bit weights per channel, float16 arithmetic"
 
 

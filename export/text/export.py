@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
@@ -31,10 +30,9 @@ from edgekit.export.text.attempt import TextComparison, attempt_text
 from edgekit.export.text.card import text_card
 from edgekit.export.text.convert import NO_HALF_TABLES, TEXT_PRECISIONS, TextConversion, texts_about
 from edgekit.export.text.deploy import DeployText, TorchTextSession
-from edgekit.export.text.golden import TOKENIZER_FILE, TextGolden, write_text_golden
+from edgekit.export.text.golden import TOKENIZER_FILE, TextGolden, keep_proof
 from edgekit.export.text.session import run_texts
 from edgekit.models.text_classifier import TextClassifier, load_text_classifier, text_file
-from edgekit.models.text_tokenizer import TextTokenizer
 from edgekit.terminal import Terminal
 from edgekit.text_data import TextSplit, limited, load_split, load_texts
 from edgekit.text_files import TextFiles
@@ -59,7 +57,7 @@ def export_text_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool
     model = DeployText(classifier, config.outputs).eval()
     texts = limited(comparison_texts(config, classifier), MOST_TEXTS)
     ids = tokenizer(texts.texts).ids
-    comparison = TextComparison(texts, ids, run_texts(TorchTextSession(model, threads=1), ids))
+    expected = run_texts(TorchTextSession(model, threads=1), ids)
     spec = classifier.spec
     terminal.say(
         f"text     {spec.arch}, {len(spec.classes)} classes, {spec.max_length} ids per text; "
@@ -71,12 +69,14 @@ def export_text_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool
     ):
         about = texts_about(model, tokenizer.to_dict())
         conversion = TextConversion(model, Path(work), about, config.dynamic_batch)
+        golden = TextGolden(ids[:INPUTS], {n: values[:INPUTS] for n, values in expected.items()}, texts.texts[:INPUTS])
+        comparison = TextComparison(texts, ids, expected, golden=keep_proof(bundle, golden, tokenizer))
         attempts = [
             attempt_text(conversion, form, precision, bundle, comparison, terminal) for form, precision in wanted
         ]
         if all(attempt.problems for attempt in attempts):
             raise VerificationError(f"no file passed, so no bundle was written to {config.output}")
-        _write_bundle(bundle, config, (classifier, tokenizer), comparison, attempts)
+        _write_bundle(bundle, config, classifier, texts, attempts)
     return attempts
 
 
@@ -141,16 +141,11 @@ def comparison_texts(config: ExportConfig, classifier: TextClassifier) -> TextSp
 def _write_bundle(
     bundle: Path,
     config: ExportConfig,
-    made_of: tuple[TextClassifier, TextTokenizer],
-    comparison: TextComparison,
+    classifier: TextClassifier,
+    texts: TextSplit,
     attempts: Sequence[Attempt],
 ) -> None:
-    classifier, tokenizer = made_of
     spec = classifier.spec
-    outputs = {name: values[:INPUTS] for name, values in comparison.expected.items()}
-    golden = TextGolden(comparison.ids[:INPUTS], outputs, comparison.texts.texts[:INPUTS])
-    write_text_golden(bundle / GOLDEN_FILE, golden)
-    atomic.write_text(bundle / TOKENIZER_FILE, json.dumps(tokenizer.to_dict()))
     facts = run_facts(config.run)
     parameters = sum(p.numel() for p in classifier.deployed().parameters())
     manifest = TextManifest(
@@ -172,9 +167,7 @@ def _write_bundle(
         files=tuple(record_of(bundle, attempt) for attempt in attempts if not attempt.problems),
         golden_sha256=sha256_of(bundle / GOLDEN_FILE),
         calibration={},
-        verification={
-            str(row): hashlib.sha256(text.encode()).hexdigest() for row, text in enumerate(comparison.texts.texts)
-        },
+        verification={str(row): hashlib.sha256(text.encode()).hexdigest() for row, text in enumerate(texts.texts)},
     )
     atomic.write_text(bundle / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
     atomic.write_text(bundle / "MODEL_CARD.md", text_card(manifest))

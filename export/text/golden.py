@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import atomic
-from edgekit.errors import LoadError
+from edgekit.errors import LoadError, VerificationError
 from edgekit.export.golden import unpack
-from edgekit.export.manifest import TextManifest, resolve, sha256_of
+from edgekit.export.manifest import GOLDEN_FILE, TextManifest, resolve, sha256_of
 from edgekit.export.session import FloatArray
 from edgekit.models.text_tokenizer import Ids, TextTokenizer, text_tokenizer_from_json
 
@@ -70,6 +71,21 @@ def read_text_golden(path: Path) -> TextGolden:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as e:
         raise LoadError(f"{path.name} holds no golden vectors of texts: {e}") from e
     return TextGolden(ids, outputs, texts)
+
+
+def keep_proof(folder: Path, golden: TextGolden, tokenizer: TextTokenizer) -> TextGolden:
+    """Write the golden vectors and the tokenizer to a bundle; return the vectors as a verifier will read them.
+
+    Raises:
+        VerificationError: read back, the tokenizer makes other ids of the texts.
+    """
+    write_text_golden(folder / GOLDEN_FILE, golden)
+    atomic.write_text(folder / TOKENIZER_FILE, json.dumps(tokenizer.to_dict()))
+    kept = read_text_golden(folder / GOLDEN_FILE)
+    again = text_tokenizer_from_json((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    if not np.array_equal(again(kept.texts).ids, kept.ids):
+        raise VerificationError(f"read back, {TOKENIZER_FILE} makes other ids of the same texts")
+    return kept
 
 
 def bundled_tokenizer(bundle: Path, manifest: TextManifest) -> TextTokenizer:

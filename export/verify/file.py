@@ -125,21 +125,21 @@ def _on_this_mac(
 
 
 def _golden(record: FileRecord, manifest: Manifest, golden: Golden, found: Outputs, name: str) -> Check:
-    parity, problems = golden_parity(found, golden, manifest.outputs, GATES[record.precision])
+    parity, problems = golden_parity(found, golden.outputs, manifest.outputs, GATES[record.precision])
     what = "clips" if manifest.input.frames > 1 else "pictures"
     return Check(record.path, name, not problems, "; ".join(problems) if problems else describe(parity, what))
 
 
 def golden_parity(
-    found: Outputs, golden: Golden, outputs: Sequence[str], gate: Gate
+    found: Outputs, golden: Outputs, outputs: Sequence[str], gate: Gate
 ) -> tuple[Parity | None, tuple[str, ...]]:
     """Compare what a file gave for the golden inputs with PyTorch's outputs; return parity and what fails, in words."""
-    for what, names in (("outputs", found), ("golden outputs", golden.outputs)):
+    for what, names in (("outputs", found), ("golden outputs", golden)):
         missing = [name for name in outputs if name not in names]
         if missing:
             return None, (f"{what} {sorted(names)} lack {', '.join(missing)}",)
     try:
-        parity = compare_outputs(golden.outputs, found)
+        parity = compare_outputs(golden, found)
     except ValueError as e:
         return None, (str(e),)
     return parity, failures(parity, golden_gate(gate, parity.images))

@@ -9,11 +9,11 @@ import numpy as np
 
 from edgekit.errors import EdgekitError, LoadError, MissingExtraError, UsageError, first_line
 from edgekit.export.manifest import GOLDEN_FILE, FileRecord, TextManifest, read_any_manifest, resolve
-from edgekit.export.parity import GATES, compare_outputs, failures
+from edgekit.export.parity import GATES
 from edgekit.export.text.golden import TextGolden, bundled_tokenizer, read_text_golden
 from edgekit.export.text.session import open_text_session, run_texts
 from edgekit.export.verify.check import Check
-from edgekit.export.verify.file import describe, file_alone, golden_gate
+from edgekit.export.verify.file import describe, file_alone, golden_parity
 
 
 def golden_checks(bundle: str) -> list[dict[str, Any]]:
@@ -60,15 +60,11 @@ def _in_own_runtime(
         return checks
     try:
         found = run_texts(session, golden.ids)
-        missing = [name for name in manifest.outputs if name not in found or name not in golden.outputs]
-        if missing:
-            raise LoadError(f"the outputs lack {', '.join(missing)}")
-        parity = compare_outputs(golden.outputs, found)
     except EdgekitError:
         raise
     except Exception as e:  # native runtimes raise their own types
         raise LoadError(f"the runtime failed: {type(e).__name__}: {first_line(e)[:200]}") from e
-    problems = failures(parity, golden_gate(GATES[record.precision], parity.images))
+    parity, problems = golden_parity(found, golden.outputs, manifest.outputs, GATES[record.precision])
     detail = "; ".join(problems) or describe(parity, "texts")
     return [*checks, Check(record.path, "golden vectors", not problems, detail)]
 

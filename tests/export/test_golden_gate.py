@@ -32,7 +32,7 @@ def test_flips_that_the_gate_of_many_allows_by_chance_pass(precision: Precision,
     for flipped in range(rows + 1):
         said, found = near_ties(rows, flipped)
         golden = Golden(PIXELS, {"logits": said}, (b"",))
-        parity, problems = golden_parity({"logits": found}, golden, ("logits",), GATES[precision])
+        parity, problems = golden_parity({"logits": found}, golden.outputs, ("logits",), GATES[precision])
         assert parity is not None and parity.images == rows
         assert any("agreement" in problem for problem in problems) == (flipped > allowed), (flipped, problems)
 

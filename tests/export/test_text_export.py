@@ -17,6 +17,7 @@ from edgekit.compress.text.recipe import load_text_recipe
 from edgekit.compress.text.train import TextConfig, train_text
 from edgekit.errors import DataError, EdgekitError, LoadError, UsageError, VerificationError
 from edgekit.export.export import ExportConfig
+from edgekit.export.golden import INPUTS
 from edgekit.export.manifest import MANIFEST_FILE, TextManifest, read_any_manifest, read_manifest, sha256_of
 from edgekit.export.session import FloatArray
 from edgekit.export.text.deploy import DeployText, TorchTextSession
@@ -25,6 +26,7 @@ from edgekit.export.text.golden import (
     TOKENIZER_FILE,
     TextGolden,
     bundled_tokenizer,
+    keep_proof,
     read_text_golden,
     write_text_golden,
 )
@@ -222,6 +224,34 @@ def test_a_file_that_loses_accuracy_does_not_pass(run: Path, tmp_path: Path, mon
     with pytest.raises(VerificationError, match="no file passed"):
         export(run, tmp_path / "biased", formats=("onnx",), precisions=("int8",))
     assert not (tmp_path / "biased").exists()
+
+
+def test_no_file_is_called_proven_that_verify_would_refuse(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import edgekit.export.text.attempt as module
+
+    def wrong_on_few(session: Any, ids: Any) -> dict[str, FloatArray]:
+        found = run_texts(session, ids)
+        return {name: -values for name, values in found.items()} if len(ids) == INPUTS else found
+
+    monkeypatch.setattr(module, "run_texts", wrong_on_few)
+    with pytest.raises(VerificationError, match="no file passed"):
+        export(run, tmp_path / "bundle", formats=("onnx",), precisions=("fp32",))
+
+
+def test_a_tokenizer_that_does_not_come_back_is_not_bundled(tmp_path: Path) -> None:
+    class Forgetful:
+        """Says of itself that it cuts shorter than it does."""
+
+        def to_dict(self) -> dict[str, Any]:
+            return {**tokenizer.to_dict(), "max_length": 4}
+
+    tokenizer = train_bpe(["a fine film", "a dull film"], 300, 8)
+    golden = TextGolden(tokenizer(["a fine film"]).ids, {"logits": np.zeros((1, 2), np.float32)}, ("a fine film",))
+    assert keep_proof(tmp_path, golden, tokenizer).texts == golden.texts
+    with pytest.raises(VerificationError, match="other ids of the same texts"):
+        keep_proof(tmp_path, golden, Forgetful())  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_is_left_out_or_refused_with_its_reason(run: Path, tmp_path: Path) -> None:

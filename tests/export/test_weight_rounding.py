@@ -110,6 +110,7 @@ def test_the_smallest_layers_stay_float_and_those_of_one_size_together() -> None
     assert least_quantized(linears(5, 15, 1000)) == 2048  # 500 weights are always float, 1,500 as well
     assert least_quantized(linears(25, 1000)) == 2501
     assert least_quantized(linears(25, 25, 1000)) == 2048  # both would be 4.8 %
+    assert least_quantized(linears(10, 15, 6)) == 1  # all of a narrow net is small: none of it may stay float
     net = TwoHeads("mobilevit_xxs").eval()
     images = pictures(8, 64)
     rounded = with_rounded_weights(net, [images.numpy()], least=6000)

@@ -40,7 +40,7 @@ types: $(STAMP)
 	$(BIN)/mypy build/types/edgekit
 
 bench: $(STAMP)  ## against the exporters of torch, ONNX Runtime and LiteRT as they come
-	$(BIN)/python -m edgekit.bench.against_naive -o bench-results.md
+	$(BIN)/python -m edgekit.bench.against_naive -o bench-results.md --overwrite
 
 # npm's lock file pins the bytes; nothing of these packages is run here, they are only copied.
 web: $(STAMP)  ## the runtimes that `edgekit bench --device web` serves to a browser

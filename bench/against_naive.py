@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekit.atomic import write_json, write_text
+from edgekit.atomic import refuse_existing, refuse_unwritable, write_json, write_text
 from edgekit.bench.latency import LatencyConfig, measure_latency, paired_s
 from edgekit.bench.machine import describe_machine
 from edgekit.bench.statistics import Speedup, paired_speedup, summarize
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.export.deploy import DeployModel
 from edgekit.export.runtimes import open_session, size_bytes
 from edgekit.export.session import FloatArray
@@ -195,12 +195,23 @@ def render(found: list[NaiveComparison], threads: int, machine: str) -> str:
 @click.option("--image-size", type=int, default=256, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--budget", type=float, default=60.0, show_default=True, help="Most seconds of timing per student.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write Markdown, and JSON beside it.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write Markdown (.md), and JSON beside it.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def main(
-    students: tuple[str, ...], run: Path | None, image_size: int, threads: int, budget: float, output: Path | None
+    students: tuple[str, ...],
+    run: Path | None,
+    image_size: int,
+    threads: int,
+    budget: float,
+    output: Path | None,
+    overwrite: bool,
 ) -> None:
     """Time edgekit's ONNX and TFLite files against what the exporters give by default."""
     terminal = Terminal()
+    try:
+        targets = _targets(output, overwrite)
+    except EdgekitError as e:
+        raise SystemExit(f"error: {e}") from None
     machine = describe_machine()
     for warning in machine.warnings:
         terminal.warn(warning)
@@ -212,9 +223,26 @@ def main(
             found.append(compare_with_naive(student, name, threads=threads, config=config, folder=Path(folder)))
     text = render(found, threads, f"{machine.cpu}, {machine.logical_cores} cores; {machine.os}; batch 1, paired rounds")
     click.echo(text)
-    if output is not None:
-        write_text(output, text)
-        write_json(output.with_suffix(".json"), [_plain(comparison) for comparison in found])
+    if targets is not None:
+        write_text(targets[0], text)
+        write_json(targets[1], [_plain(comparison) for comparison in found])
+
+
+def _targets(output: Path | None, overwrite: bool) -> tuple[Path, Path] | None:
+    """Return the Markdown and the JSON to write, before anything is timed; None where nothing is.
+
+    Raises:
+        EdgekitError: one is there already, cannot be written, or is not named as what it will be.
+    """
+    if output is None:
+        return None
+    if output.suffix.lower() != ".md":
+        raise UsageError(f"-o/--output {output} is the Markdown, and the JSON goes beside it: give {output.stem}.md")
+    targets = (output, output.with_suffix(".json"))
+    for target in targets:
+        refuse_existing(target, overwrite=overwrite)
+        refuse_unwritable(target)
+    return targets
 
 
 def _students(names: tuple[str, ...], run: Path | None, image_size: int) -> Iterator[tuple[Student, str]]:

@@ -24,13 +24,12 @@ from edgekit.errors import EdgekitError, UsageError
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.export import ExportConfig
 from edgekit.export.export_data import run_dataset
-from edgekit.export.export_pictures import spread
+from edgekit.export.export_pictures import ExportPictures
 from edgekit.export.parity import Parity, compare_outputs
 from edgekit.export.runtimes import open_session, size_bytes
 from edgekit.export.session import run_batched
 from edgekit.models.checkpoint import load_student
 from edgekit.models.student import Student
-from edgekit.preprocess import load_batch
 from edgekit.terminal import Terminal, human_bytes
 
 RATIOS: tuple[tuple[Variant, Variant], ...] = (
@@ -42,6 +41,13 @@ RATIOS: tuple[tuple[Variant, Variant], ...] = (
     ("onnx fp32", "onnx fp32 naive"),
 )
 """(faster, than what): the claims of the README."""
+
+SHARES: tuple[tuple[Variant, Variant], ...] = (
+    ("onnx int8", "onnx fp32"),
+    ("tflite int8", "tflite fp32"),
+    ("coreml int8", "coreml fp16"),
+)
+"""(file, of what) whose sizes are divided."""
 
 CALIBRATION_IMAGES, COMPARISON_IMAGES = 256, 256
 """Of a run's own pictures: as many as `edgekit export` takes for ranges by default, and enough to tell a wrong file."""
@@ -86,11 +92,11 @@ def compare_with_naive(
     """
     naive = without_edgekit(student)
     files = make_files(student, naive, pictures, folder)
-    said = [run_batched(TorchSession(DeployModel(s).eval(), 1), pictures.comparison) for s in (student, naive)]
+    own, plain = (run_batched(TorchSession(DeployModel(s).eval(), 1), pictures.comparison) for s in (student, naive))
     parity = {}
     for variant, path in files.items():
-        found = run_batched(open_session(path, 1), pictures.comparison)
-        parity[variant] = compare_outputs(said["naive" in variant], found)
+        expected = plain if variant.endswith("naive") else own
+        parity[variant] = compare_outputs(expected, run_batched(open_session(path, 1), pictures.comparison))
     timed = tuple(variant for variant in files if not variant.startswith("coreml"))
     p50_s, speedups = {}, {}
     for count in threads:
@@ -124,14 +130,12 @@ def render(found: Sequence[NaiveComparison], machine: str, pictures: str) -> str
         lines.append(
             _row(variant, [f"{human_bytes(c.size_bytes[variant])}, {_noise(c.parity[variant])}" for c in found])
         )
-    for form, whole in (("onnx", "fp32"), ("tflite", "fp32"), ("coreml", "fp16")):
-        shares = [c.size_bytes[_variant(form, "int8")] / c.size_bytes[_variant(form, whole)] for c in found]
-        lines.append(_row(f"{form} int8 file / {whole} file", [f"{share:.3f}" for share in shares]))
+    for small, whole in SHARES:
+        cells = [f"{c.size_bytes[small] / c.size_bytes[whole]:.3f}" for c in found]
+        lines.append(_row(f"{small} file / {whole} file", cells))
     count = next(iter(found[0].parity.values())).images
-    notes = (
-        f"Noise of the outputs against PyTorch's, and the same best class, on {count} {pictures}. Core ML packages are"
-    )
-    return "\n".join([*lines, "", f"{notes} interpreted and not timed.", machine]) + "\n"
+    noise = f"Noise of the outputs against PyTorch's, and the same best class, on {count} {pictures}."
+    return "\n".join([*lines, "", noise, "Core ML packages are interpreted and not timed.", machine]) + "\n"
 
 
 def _head(title: str, found: Sequence[NaiveComparison]) -> list[str]:
@@ -147,18 +151,13 @@ def _noise(parity: Parity) -> str:
     return f"{parity.snr_db:.1f} dB{agreement}"
 
 
-def _variant(form: str, precision: str) -> Variant:
-    name: Variant = f"{form} {precision}"  # type: ignore[assignment]
-    return name
-
-
 @click.command()
 @click.option("--student", "students", multiple=True, default=STUDENTS, show_default=True)
 @click.option("--run", type=click.Path(path_type=Path), help="A run folder: its trained student instead.")
 @click.option("--data", type=click.Path(path_type=Path), help="The pictures of --run.  [default: its own]")
 @click.option("--image-size", type=int, default=256, show_default=True, help="Of --student; --run has its own.")
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1, 2), show_default=True)
-@click.option("--budget", type=float, default=60.0, show_default=True, help="Most seconds of timing per student.")
+@click.option("--budget", type=float, default=60.0, show_default=True, help="Most seconds per student and --threads.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write Markdown (.md), and JSON beside it.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def main(
@@ -223,11 +222,10 @@ def _students(
             yield lively_student(name, image_size), f"{name}, {image_size} px", smooth_pictures(image_size)
         return
     student = load_student(run)
-    contract = student.spec.preprocess
     dataset = run_dataset(ExportConfig(run, run, (), (), data=data), Terminal(-1))
-    sides = ((dataset.train, CALIBRATION_IMAGES), (dataset.val, COMPARISON_IMAGES))
-    chosen = [load_batch([sample.path for sample in spread(side, count, 0)], contract) for side, count in sides]
-    pictures = Pictures(chosen[0], chosen[1], "of the run's validation pictures")
+    counts = (CALIBRATION_IMAGES, COMPARISON_IMAGES)
+    chosen = ExportPictures.choose(dataset, student.spec.preprocess, counts, seed=0)
+    pictures = Pictures(chosen.calibration, chosen.comparison, "of the run's validation pictures")
     yield student, f"{student.spec.arch} of {run.name}, {student.spec.image_size} px", pictures
 
 

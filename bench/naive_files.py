@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekit.export.calibration.weight_rounding import least_quantized, with_rounded_weights
 from edgekit.export.deploy import DeployModel
+from edgekit.export.exporters import Conversion, write_file
 from edgekit.export.quiet import quiet
+from edgekit.export.runtimes import SUFFIX_OF
 from edgekit.export.session import FloatArray
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student, build_student, student_preprocess
@@ -32,7 +33,6 @@ Variant = Literal[
     "coreml int8 naive",
     "coreml int8",
 ]
-_SUFFIX = {"onnx": "onnx", "tflite": "tflite", "coreml": "mlpackage"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ def without_edgekit(student: Student) -> Student:
 
 def make_files(student: Student, naive_student: Student, pictures: Pictures, folder: Path) -> Mapping[Variant, Path]:
     """Write every variant to `folder`: edgekit's of `student`, the exporters' own of `naive_student`."""
-    from edgekit.export.coreml.convert import export_coreml, quantize_weights
     from edgekit.export.onnx.convert import export_naive, export_onnx
     from edgekit.export.onnx.int8 import quantize_onnx
     from edgekit.export.tflite.convert import convert_float, export_tflite
@@ -86,13 +85,11 @@ def make_files(student: Student, naive_student: Student, pictures: Pictures, fol
     model, size = DeployModel(student).eval(), student.spec.image_size
     naive = DeployModel(naive_student).eval()
     files: dict[Variant, Path] = {
-        variant: folder / f"{variant.replace(' ', '-')}.{_SUFFIX[variant.split()[0]]}" for variant in get_args(Variant)
+        variant: folder / f"{variant.replace(' ', '-')}{SUFFIX_OF[variant.split()[0]]}" for variant in get_args(Variant)
     }
 
-    def batches() -> Iterator[FloatArray]:
-        for row in range(len(pictures.calibration)):
-            yield pictures.calibration[row : row + 1]
-
+    conversion = Conversion(model, pictures.calibration, folder)
+    batches = conversion.batches
     export_naive(naive, size, files["onnx fp32 naive"])
     export_onnx(model, size, files["onnx fp32"])
     quantize_onnx(files["onnx fp32"], files["onnx int8"], batches)
@@ -102,10 +99,8 @@ def make_files(student: Student, naive_student: Student, pictures: Pictures, fol
     quantize_tflite(files["tflite fp32"], files["tflite int8"], batches)
     quantize_tflite(files["tflite fp32 naive"], files["tflite int8 naive"], batches, TfliteQuantConfig(mode="naive"))
     _coreml_defaults(naive, size, files["coreml fp16 naive"], files["coreml int8 naive"])
-    export_coreml(model, size, files["coreml fp16"])
-    rounded = folder / "rounded.mlpackage"
-    export_coreml(with_rounded_weights(model, batches(), least_quantized(model)), size, rounded)
-    quantize_weights(rounded, files["coreml int8"], least_quantized(model))
+    write_file(conversion, "coreml", "fp16", files["coreml fp16"])
+    write_file(conversion, "coreml", "int8", files["coreml int8"])
     return files
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,5 +99,10 @@ class Workshop:
         if self.golden is None:
             return ()
         found = run_batched(session, to_input(self.golden.pixels))
-        _, problems = golden_parity(found, self.golden.outputs, self.conversion.model.outputs, GATES[precision])
-        return tuple(f"golden vectors: {problem}" for problem in problems)
+        return golden_problems(found, self.golden.outputs, self.conversion.model.outputs, precision)
+
+
+def golden_problems(found: Outputs, golden: Outputs, outputs: Sequence[str], precision: Precision) -> tuple[str, ...]:
+    """Return what `verify` would object to in what a file said of the golden inputs."""
+    _, problems = golden_parity(found, golden, outputs, GATES[precision])
+    return tuple(f"golden vectors: {problem}" for problem in problems)

@@ -261,7 +261,6 @@ def _names(text: str) -> tuple[str, ...]:
 @click.option("--required-only", is_flag=True, help="Only the files that must hold something.")
 @click.option("--work", type=click.Path(path_type=Path), default="parity", show_default=True, help="Work folder.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="parity.md", show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def main(**options: Any) -> None:
     """Train students briefly, export them to every format and precision, and write the parity table."""
     terminal = Terminal()
@@ -284,7 +283,6 @@ def main(**options: Any) -> None:
         raise click.UsageError("--students and --image-sizes must each name something")
     rows: list[TableRow] = []
     try:
-        atomic.refuse_existing(options["output"], overwrite=options["overwrite"])
         for row in parity_rows(config, terminal):
             rows.append(row)
             atomic.write_text(options["output"], render(rows, config))  # a long table is readable while it grows

@@ -259,7 +259,6 @@ def _head(config: SmallClipsConfig, clips: SmallClips) -> str:
 @click.option("--same-classes", is_flag=True, help="Take the still student's classifier over, too.")
 @click.option("--work", type=click.Path(path_type=Path), default="small_clips", show_default=True, help="Work folder.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="small_clips.md", show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def main(**options: Any) -> None:
     """Train recipes on small sets of clips made of photos, and write the table that compares them."""
     config = SmallClipsConfig(
@@ -271,7 +270,6 @@ def main(**options: Any) -> None:
     terminal = Terminal()
     results: list[Result] = []
     try:
-        atomic.refuse_existing(options["output"], overwrite=options["overwrite"])
         clips = SmallClips(config, terminal)
         clips.write()
         for result in clips.results():

@@ -24,7 +24,7 @@ from edgekit.export.clip.pairs import ExportPairs, retrieval, run_captions
 from edgekit.export.deploy import TorchSession
 from edgekit.export.export import ExportConfig, keep_statistics
 from edgekit.export.exporters import DYNAMIC_BATCH, Conversion
-from edgekit.export.golden import INPUTS, prove_golden, write_golden
+from edgekit.export.golden import prove_golden, write_golden
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -186,9 +186,8 @@ def _text(export: _Export, folder: Path, terminal: Terminal) -> _Made:
     ids = export.tokenizer(captions).ids
     expected = run_texts(TorchTextSession(model, threads=1), ids)
     unlabelled = TextSplit(captions, np.zeros((len(captions), 1), np.float32))
-    golden = TextGolden(ids[:INPUTS], {name: values[:INPUTS] for name, values in expected.items()}, captions[:INPUTS])
-    proof = keep_proof(folder, golden, export.tokenizer)
-    comparison = TextComparison(unlabelled, ids, expected, "text/", proof)
+    golden = keep_proof(folder, TextGolden.first(ids, expected, captions), export.tokenizer)
+    comparison = TextComparison(unlabelled, ids, expected, "text/", golden)
     kind = export.tokenizer.tokenizer.to_dict()["kind"]
     about = {"input": f"int32 ids of the tokenizer in the bundle ({kind}), padded with 0"}
     with tempfile.TemporaryDirectory(prefix="edgekit-export-") as work:

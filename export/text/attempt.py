@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from edgekit.errors import EdgekitError, first_line
-from edgekit.export.attempt import Attempt
+from edgekit.export.attempt import Attempt, golden_problems
 from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.parity import GATES, Precision, compare_outputs, failures
 from edgekit.export.ports import ports_of
@@ -17,7 +17,6 @@ from edgekit.export.session import Outputs
 from edgekit.export.text.convert import TEXT_EXPORTERS, TextConversion
 from edgekit.export.text.golden import TextGolden
 from edgekit.export.text.session import TextSession, open_text_session, run_texts
-from edgekit.export.verify.file import golden_parity
 from edgekit.interval import wilson
 from edgekit.models.text_tokenizer import Ids
 from edgekit.terminal import Terminal, human_bytes
@@ -97,8 +96,7 @@ def _golden_problems(
     if comparison.golden is None:
         return ()
     found = run_texts(session, comparison.golden.ids)
-    _, problems = golden_parity(found, comparison.golden.outputs, outputs, GATES[precision])
-    return tuple(f"golden vectors: {problem}" for problem in problems)
+    return golden_problems(found, comparison.golden.outputs, outputs, precision)
 
 
 def _accuracy(comparison: TextComparison, found: Outputs) -> str:

@@ -15,7 +15,6 @@ from edgekit import atomic
 from edgekit.errors import UsageError, VerificationError
 from edgekit.export.attempt import Attempt
 from edgekit.export.export import ExportConfig
-from edgekit.export.golden import INPUTS
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -69,8 +68,8 @@ def export_text_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool
     ):
         about = texts_about(model, tokenizer.to_dict())
         conversion = TextConversion(model, Path(work), about, config.dynamic_batch)
-        golden = TextGolden(ids[:INPUTS], {n: values[:INPUTS] for n, values in expected.items()}, texts.texts[:INPUTS])
-        comparison = TextComparison(texts, ids, expected, golden=keep_proof(bundle, golden, tokenizer))
+        golden = keep_proof(bundle, TextGolden.first(ids, expected, texts.texts), tokenizer)
+        comparison = TextComparison(texts, ids, expected, golden=golden)
         attempts = [
             attempt_text(conversion, form, precision, bundle, comparison, terminal) for form, precision in wanted
         ]

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgekit import atomic
 from edgekit.errors import LoadError, VerificationError
-from edgekit.export.golden import unpack
+from edgekit.export.golden import INPUTS, unpack
 from edgekit.export.manifest import GOLDEN_FILE, TextManifest, resolve, sha256_of
 from edgekit.export.session import FloatArray
 from edgekit.models.text_tokenizer import Ids, TextTokenizer, text_tokenizer_from_json
@@ -38,6 +38,11 @@ class TextGolden:
     ids: Ids
     outputs: Mapping[str, FloatArray]
     texts: tuple[str, ...]
+
+    @classmethod
+    def first(cls, ids: Ids, outputs: Mapping[str, FloatArray], texts: Sequence[str]) -> TextGolden:
+        """Keep as many as a bundle holds, the first ones."""
+        return cls(ids[:INPUTS], {name: rows[:INPUTS] for name, rows in outputs.items()}, tuple(texts[:INPUTS]))
 
 
 def write_text_golden(path: Path, golden: TextGolden) -> None:

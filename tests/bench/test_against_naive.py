@@ -13,6 +13,17 @@ from edgekit.bench.against_naive import RATIOS, main
 from edgekit.bench.naive_files import Variant
 
 
+def test_a_table_that_is_there_stays_and_the_json_beside_it(tmp_path: Path) -> None:
+    table, beside = tmp_path / "table.md", tmp_path / "table.json"
+    for there, given, said in ((table, table, "table.md exists"), (beside, table, "table.json exists")):
+        there.write_text("of last week")
+        done = CliRunner().invoke(main, ["-o", str(given)])
+        assert done.exit_code != 0 and said in str(done.exception)
+        assert [path.name for path in tmp_path.iterdir()] == [there.name] and there.read_text() == "of last week"
+        there.unlink()
+    assert "is the Markdown" in str(CliRunner().invoke(main, ["-o", str(beside)]).exception)
+
+
 @pytest.mark.long
 def test_every_file_is_compared_and_timed(tmp_path: Path) -> None:
     options = ["--student", "mobilevit_xxs", "--image-size", "64", "--threads", "1", "--budget", "2"]

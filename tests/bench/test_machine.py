@@ -81,8 +81,9 @@ def test_a_system_that_says_nothing_is_described_without_guesses(
 def test_a_container_limit_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "cpu.max"
     monkeypatch.setattr(machine, "_CPU_LIMIT", limit)
-    limit.write_text("50000 100000\n")
-    assert any("limited to 0.5 CPUs" in warning for warning in describe_machine().warnings)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    limit.write_text("150000 100000\n")
+    assert any("limited to 1.5 CPUs" in warning for warning in describe_machine().warnings)
     limit.write_text("max 100000\n")
     assert not any("limited" in warning for warning in describe_machine().warnings)
 

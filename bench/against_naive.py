@@ -6,6 +6,7 @@ packages are compared by size and by what they compute.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from edgekit.bench.latency import LatencyConfig, measure_latency, paired_s
 from edgekit.bench.machine import describe_machine
 from edgekit.bench.naive_files import Pictures, Variant, lively_student, make_files, smooth_pictures, without_edgekit
 from edgekit.bench.statistics import Speedup, paired_speedup, summarize
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.cli.exits import run_command
+from edgekit.errors import UsageError
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.export import ExportConfig
 from edgekit.export.export_data import run_dataset
@@ -172,23 +174,20 @@ def main(
 ) -> None:
     """Compare edgekit's files with what the exporters give by default: time, size, and what they compute."""
     terminal = Terminal()
-    try:
-        targets = _targets(output, overwrite)
-        machine = describe_machine()
-        for warning in machine.warnings:
-            terminal.warn(warning)
-        found = []
-        for student, name, pictures in _students(students, run, data, image_size):
-            terminal.say(f"{name}: exporting, comparing and timing {len(get_args(Variant))} files")
-            with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
-                config = LatencyConfig(max_time_s=budget, target_halfwidth=0.005)
-                found.append(
-                    compare_with_naive(
-                        student, name, threads=threads, config=config, pictures=pictures, folder=Path(folder)
-                    )
+    targets = _targets(output, overwrite)
+    machine = describe_machine()
+    for warning in machine.warnings:
+        terminal.warn(warning)
+    found = []
+    for student, name, pictures in _students(students, run, data, image_size):
+        terminal.say(f"{name}: exporting, comparing and timing {len(get_args(Variant))} files")
+        with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
+            config = LatencyConfig(max_time_s=budget, target_halfwidth=0.005)
+            found.append(
+                compare_with_naive(
+                    student, name, threads=threads, config=config, pictures=pictures, folder=Path(folder)
                 )
-    except EdgekitError as e:
-        raise SystemExit(f"error: {e}") from None
+            )
     about = f"{machine.cpu}, {machine.logical_cores} cores; {machine.os}; batch 1, paired rounds"
     text = render(found, about, pictures.kind)
     click.echo(text)
@@ -239,4 +238,4 @@ def _plain(comparison: NaiveComparison) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.bench.against_naive"))

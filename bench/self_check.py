@@ -23,6 +23,7 @@ from edgekit.bench.latency import LatencyConfig, measure_latency, measure_timers
 from edgekit.bench.machine import describe_machine
 from edgekit.bench.statistics import Speedup, paired_speedup
 from edgekit.bench.worker import Opening, Worker
+from edgekit.cli.exits import run_command
 from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
 
 _SIDE = 64
@@ -233,4 +234,4 @@ def _spread(speedups: Sequence[Speedup]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.bench.self_check"))

@@ -15,6 +15,7 @@ import dataclasses
 import multiprocessing
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import click
 
+from edgekit.cli.exits import run_command
 from edgekit.compress.pictures.training_loops import Loop, Setting, open_loop
 from edgekit.data import load_dataset
 from edgekit.errors import EdgekitError, LoadError
@@ -191,4 +193,4 @@ def main(data: Path, pictures: int, rounds: int, **options: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.compress.pictures.throughput"))

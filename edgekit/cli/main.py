@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import click
 
+from edgekit.cli.exits import run_command
 from edgekit.cli.lazy import LazyGroup
-from edgekit.errors import EXIT_INTERRUPTED, EXIT_LOAD, EXIT_OK, EXIT_USAGE, EdgekitError, StoppedError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),
@@ -61,30 +60,4 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Run the command line with `args` and return the exit code."""
-    stdout = sys.stdout
-    try:
-        result: Any = edgekit.main(args=args, prog_name="edgekit", standalone_mode=False)
-    except click.exceptions.Exit as e:
-        return int(e.exit_code)
-    except click.ClickException as e:
-        e.show()
-        return EXIT_USAGE
-    except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("interrupted\n")
-        return EXIT_INTERRUPTED
-    except SystemExit as e:
-        # when the reader of our output goes away (`| head`), click puts a deaf stream in its place and ends so
-        return EXIT_OK if sys.stdout is not stdout else int(e.code or 0)
-    except StoppedError as e:
-        sys.stderr.write(f"{e}\n")  # as asked for: no error
-        return e.exit_code
-    except EdgekitError as e:
-        sys.stderr.write(f"error: {e}\n")
-        return e.exit_code
-    except (
-        OSError
-    ) as e:  # of a path that nobody expected to be refused, such as one in a folder that may not be entered
-        named = f"{e.filename}: " if e.filename is not None else ""
-        sys.stderr.write(f"error: {named}{e.strerror or e}. Check the path, its permissions and the disk.\n")
-        return EXIT_LOAD
-    return result if isinstance(result, int) else 0
+    return run_command(edgekit, args, "edgekit")

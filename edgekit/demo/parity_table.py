@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import click
 
 from edgekit import atomic
+from edgekit.cli.exits import run_command
 from edgekit.compress.distill.config import DistillConfig
 from edgekit.compress.distill.run import distill
 from edgekit.compress.recipe import load_recipe
 from edgekit.data import Sample, load_dataset
 from edgekit.demo.drawings import write_drawings
-from edgekit.errors import EXIT_NEGATIVE, EdgekitError, UsageError
+from edgekit.errors import EXIT_NEGATIVE
 from edgekit.export.export import ExportConfig, export_run
 from edgekit.export.parity import Gate, Parity, Precision, failures
 from edgekit.export.precisions import PRECISIONS
@@ -282,16 +284,13 @@ def main(**options: Any) -> None:
     if not config.students or not sizes:
         raise click.UsageError("--students and --image-sizes must each name something")
     rows: list[TableRow] = []
-    try:
-        for row in parity_rows(config, terminal):
-            rows.append(row)
-            atomic.write_text(options["output"], render(rows, config))  # a long table is readable while it grows
-    except EdgekitError as e:
-        raise SystemExit(f"error: {e}") from (None if isinstance(e, UsageError) else e)
+    for row in parity_rows(config, terminal):
+        rows.append(row)
+        atomic.write_text(options["output"], render(rows, config))  # a long table is readable while it grows
     terminal.say(f"table: {options['output']}")
     if any(row.missed for row in rows):
         raise SystemExit(EXIT_NEGATIVE)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.demo.parity_table"))

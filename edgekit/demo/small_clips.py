@@ -11,6 +11,7 @@ the still student's backbone and projection, and not from its classifier.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit import atomic
+from edgekit.cli.exits import run_command
 from edgekit.clips import load_clips
 from edgekit.compress.distill.config import DistillConfig
 from edgekit.compress.distill.run import distill
@@ -32,7 +34,7 @@ from edgekit.compress.video.views import clip_embeddings
 from edgekit.data import Sample, load_dataset
 from edgekit.demo.panned_clips import choose_photos, clip_name, write_clips, write_split
 from edgekit.demo.small_clips_table import Result, render
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import UsageError
 from edgekit.models.checkpoint import STUDENT_FILE, load_student
 from edgekit.models.student import Student
 from edgekit.models.teacher import Teacher, load_teacher
@@ -269,16 +271,13 @@ def main(**options: Any) -> None:
     )
     terminal = Terminal()
     results: list[Result] = []
-    try:
-        clips = SmallClips(config, terminal)
-        clips.write()
-        for result in clips.results():
-            results.append(result)
-            atomic.write_text(options["output"], render(results, _head(config, clips)))
-    except EdgekitError as e:
-        raise SystemExit(f"error: {e}") from (None if isinstance(e, UsageError) else e)
+    clips = SmallClips(config, terminal)
+    clips.write()
+    for result in clips.results():
+        results.append(result)
+        atomic.write_text(options["output"], render(results, _head(config, clips)))
     terminal.say(f"table: {options['output']}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.demo.small_clips"))

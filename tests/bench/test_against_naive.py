@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -11,17 +13,27 @@ from click.testing import CliRunner
 
 from edgekit.bench.against_naive import RATIOS, main
 from edgekit.bench.naive_files import Variant
+from edgekit.cli.exits import run_command
 
 
-def test_a_table_that_is_there_stays_and_the_json_beside_it(tmp_path: Path) -> None:
+def test_a_table_that_is_there_stays_and_the_json_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, beside = tmp_path / "table.md", tmp_path / "table.json"
     for there, given, said in ((table, table, "table.md exists"), (beside, table, "table.json exists")):
         there.write_text("of last week")
-        done = CliRunner().invoke(main, ["-o", str(given)])
-        assert done.exit_code != 0 and said in str(done.exception)
+        assert run_command(main, ["-o", str(given)], "against_naive") == 2
+        assert said in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == [there.name] and there.read_text() == "of last week"
         there.unlink()
-    assert "is the Markdown" in str(CliRunner().invoke(main, ["-o", str(beside)]).exception)
+    assert run_command(main, ["-o", str(beside)], "against_naive") == 2
+    assert "is the Markdown" in capsys.readouterr().err
+
+
+def test_a_script_ends_with_the_exit_codes_of_the_command() -> None:
+    script = [sys.executable, "-m", "edgekit.bench.against_naive"]
+    unknown = subprocess.run([*script, "--students", "resnet"], capture_output=True, text=True, check=False)
+    assert unknown.returncode == 2 and "Did you mean" in unknown.stderr, unknown.stderr
+    absent = subprocess.run([*script, "--run", "nowhere"], capture_output=True, text=True, check=False)
+    assert absent.returncode == 3 and "error: " in absent.stderr and "nowhere" in absent.stderr, absent.stderr
 
 
 @pytest.mark.long

@@ -182,9 +182,10 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
         )
         quantize_weights(rounded, out, least_quantized(conversion.model))
     else:
-        palettize_weights(
-            float_file(conversion.work, "coreml", make_float), out, int(precision.removeprefix("palette"))
-        )
+        from edgekit.export.calibration.weight_rounding import least_palettized
+
+        base, bits = float_file(conversion.work, "coreml", make_float), int(precision.removeprefix("palette"))
+        palettize_weights(base, out, bits, least_palettized(conversion.model, bits))
 
 
 def _saved_model(conversion: Conversion, precision: Precision, out: Path) -> None:

@@ -23,7 +23,7 @@ LEVELS = 127
 """Symmetric 8 bits: the largest weight of an output channel is 127 steps."""
 
 LEAST_WEIGHTS = 2048
-"""Smaller layers are not worth 8 bits (coremltools' default, too), unless they make up more than `SMALL_SHARE`."""
+"""Smaller layers are not worth fewer bits (coremltools' default, too), unless they make up more than `SMALL_SHARE`."""
 
 SMALL_SHARE = 0.25
 """Of the weights. A narrow net all of small layers would else stay float and be called int8."""
@@ -48,16 +48,35 @@ def least_quantized(model: nn.Module) -> int:
 
     That is `FLOAT_SHARE` at most where layers of `LEAST_WEIGHTS` hold more than that, else what smaller ones hold.
     """
-    counts = Counter(layer.weight.numel() for layer in _layers(model).values())
+    counts = _weights_of_layers(model)
     total = sum(size * count for size, count in counts.items())
-    small = sum(size * count for size, count in counts.items() if size < LEAST_WEIGHTS)
-    least, kept = LEAST_WEIGHTS if small <= SMALL_SHARE * total else 1, 0
+    least, kept = 1 if _narrow(counts) else LEAST_WEIGHTS, 0
     for size, count in sorted(counts.items()):
         kept += size * count
         if kept > FLOAT_SHARE * total:
             break
         least = max(least, size + 1)
     return least
+
+
+def least_palettized(model: nn.Module, bits: int) -> int:
+    """Return the number of weights from which on layers get a palette of 2^bits float16 values.
+
+    That is `LEAST_WEIGHTS`; in a narrow net all layers that a palette makes smaller, itself included.
+    """
+    pays = (16 << bits) // (16 - bits) + 1
+    return pays if _narrow(_weights_of_layers(model)) else LEAST_WEIGHTS
+
+
+def _weights_of_layers(model: nn.Module) -> Counter[int]:
+    """Return how many layers have so many weights."""
+    return Counter(layer.weight.numel() for layer in _layers(model).values())
+
+
+def _narrow(counts: Counter[int]) -> bool:
+    """Return whether more than `SMALL_SHARE` of the weights is in layers below `LEAST_WEIGHTS`."""
+    small = sum(size * count for size, count in counts.items() if size < LEAST_WEIGHTS)
+    return small > SMALL_SHARE * sum(size * count for size, count in counts.items())
 
 
 def with_rounded_weights(model: nn.Module, pictures: Iterable[FloatArray], least: int = LEAST_WEIGHTS) -> nn.Module:

@@ -123,21 +123,23 @@ def quantize_weights(float_package: Path, out: Path, least: int = LEAST_WEIGHTS)
     save_package(quantized, out)
 
 
-def palettize_weights(float_package: Path, out: Path, bits: int) -> None:
+def palettize_weights(float_package: Path, out: Path, bits: int, least: int = LEAST_WEIGHTS) -> None:
     """Write `out`, the same program whose weights are numbers of 2^bits values per layer (k-means); arithmetic stays.
 
-    Han et al. 2016 (arXiv 1510.00149, §3). Layers of 2,048 weights and more. k-means takes some 10 s for 4 bits of a
-    million weights, and several times that for 8.
+    Han et al. 2016 (arXiv 1510.00149, §3). k-means takes some 10 s for 4 bits of a million weights, and several
+    times that for 8.
 
     Args:
         float_package: a package of `export_coreml`; it is not changed.
         out: the package, written whole or not at all.
         bits: 8, 6 or 4.
+        least: layers of fewer weights stay float16.
     """
     coremltools = coremltools_module()
     from coremltools.optimize import coreml as optimize
 
-    config = optimize.OptimizationConfig(global_config=optimize.OpPalettizerConfig(mode="kmeans", nbits=bits))
+    palettes = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=least - 1)
+    config = optimize.OptimizationConfig(global_config=palettes)
     with quiet():
         package = coremltools.models.MLModel(str(float_package), skip_model_load=True)
         palettized = optimize.palettize_weights(package, config)

@@ -16,8 +16,9 @@ from edgekit.export.choice.auto import choose_precision
 from edgekit.export.choice.candidates import ChoiceConfig
 from edgekit.export.choice.table import COLUMNS, table_rows, title
 from edgekit.export.coreml.convert import export_coreml, palettize_weights
-from edgekit.export.deploy import DeployModel, TorchSession
-from edgekit.export.exporters import Conversion
+from edgekit.export.deploy import DeployedPictures, DeployModel, TorchSession
+from edgekit.export.exporters import Conversion, write_file
+from edgekit.export.parity import Precision
 from edgekit.export.precisions import CANDIDATES
 from edgekit.export.runtimes import open_session
 from edgekit.export.session import run_batched
@@ -82,6 +83,35 @@ class Wide(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Map images (B, 3, H, W) to (B, 64)."""
         return (self.body(torch.relu(self.stem(images))).mean((2, 3)),)
+
+
+class Narrow(DeployedPictures):
+    """Several layers, and none with enough weights for a palette by itself."""
+
+    rows, image_size, outputs = 1, SIZE, ("logits",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [layer for width in (3, 44, 44) for layer in (nn.Conv2d(width, 44, 1), nn.ReLU())]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(44, 44))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images (B, 3, H, W) to (B, 44)."""
+        return (self.body(images),)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("palette8", 0.9), ("palette6", 0.6), ("palette4", 0.4)])
+def test_a_narrow_net_gets_palettes_too(precision: Precision, share: float, tmp_path: Path) -> None:
+    conversion = Conversion(Narrow().eval(), pictures(8, SIZE, seed=0).numpy(), tmp_path / "work")
+    conversion.work.mkdir()
+    size = {}
+    for made in ("fp16", precision):
+        package = tmp_path / f"{made}.mlpackage"
+        write_file(conversion, "coreml", made, package)
+        size[made] = (package / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+    assert check_precision(audit(package), precision) == ()
+    assert size[precision] < share * size["fp16"]
 
 
 @pytest.mark.parametrize(("bits", "least_db"), [(6, 25.0), (4, 15.0)])

@@ -21,8 +21,8 @@ from edgekit.bench.latency import LatencyConfig, measure_latency, paired_s
 from edgekit.bench.machine import describe_machine
 from edgekit.bench.naive_files import Pictures, Variant, lively_student, make_files, smooth_pictures, without_edgekit
 from edgekit.bench.statistics import Speedup, paired_speedup, summarize
-from edgekit.cli.exits import run_command
 from edgekit.errors import UsageError
+from edgekit.exits import run_command
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.export import ExportConfig
 from edgekit.export.export_data import run_dataset

@@ -23,7 +23,7 @@ from edgekit.bench.latency import LatencyConfig, measure_latency, measure_timers
 from edgekit.bench.machine import describe_machine
 from edgekit.bench.statistics import Speedup, paired_speedup
 from edgekit.bench.worker import Opening, Worker
-from edgekit.cli.exits import run_command
+from edgekit.exits import run_command
 from edgekit.export.session import FloatArray, Outputs, RuntimeInfo
 
 _SIDE = 64

@@ -26,10 +26,10 @@ from typing import Any, Literal, get_args
 
 import click
 
-from edgekit.cli.exits import run_command
 from edgekit.compress.pictures.training_loops import Loop, Setting, open_loop
 from edgekit.data import load_dataset
 from edgekit.errors import EdgekitError, LoadError
+from edgekit.exits import run_command
 from edgekit.terminal import Terminal
 
 WARM_UP = 2

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import click
 
-from edgekit.cli.exits import run_command
 from edgekit.cli.lazy import LazyGroup
+from edgekit.exits import run_command
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "distill": ("edgekit.cli.distill:distill", "Train a student from a frozen teacher."),

@@ -15,13 +15,13 @@ from typing import Any
 import click
 
 from edgekit import atomic
-from edgekit.cli.exits import run_command
 from edgekit.compress.distill.config import DistillConfig
 from edgekit.compress.distill.run import distill
 from edgekit.compress.recipe import load_recipe
 from edgekit.data import Sample, load_dataset
 from edgekit.demo.drawings import write_drawings
 from edgekit.errors import EXIT_NEGATIVE
+from edgekit.exits import run_command
 from edgekit.export.export import ExportConfig, export_run
 from edgekit.export.parity import Gate, Parity, Precision, failures
 from edgekit.export.precisions import PRECISIONS

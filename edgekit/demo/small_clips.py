@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit import atomic
-from edgekit.cli.exits import run_command
 from edgekit.clips import load_clips
 from edgekit.compress.distill.config import DistillConfig
 from edgekit.compress.distill.run import distill
@@ -35,6 +34,7 @@ from edgekit.data import Sample, load_dataset
 from edgekit.demo.panned_clips import choose_photos, clip_name, write_clips, write_split
 from edgekit.demo.small_clips_table import Result, render
 from edgekit.errors import UsageError
+from edgekit.exits import run_command
 from edgekit.models.checkpoint import STUDENT_FILE, load_student
 from edgekit.models.student import Student
 from edgekit.models.teacher import Teacher, load_teacher

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from edgekit.bench.against_naive import RATIOS, main
 from edgekit.bench.naive_files import Variant
-from edgekit.cli.exits import run_command
+from edgekit.exits import run_command
 
 
 def test_a_table_that_is_there_stays_and_the_json_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

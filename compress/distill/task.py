@@ -54,7 +54,7 @@ class DistillTask:
     def __init__(self, student: Student, recipe: Recipe, data: DistillData) -> None:
         self.model: nn.Module = student
         self.student, self.recipe, self.data = student, recipe, data
-        self._val_labels = labels_of(data.val)
+        self.val_labels = labels_of(data.val)
         self._weights = {name: weight for name, weight in recipe.weights.items() if weight > 0}
 
     @property
@@ -114,9 +114,11 @@ class DistillTask:
 
     def evaluate(self, model: nn.Module, device: torch.device) -> Mapping[str, float]:
         """Return accuracy and cross-entropy on the validation split, and agreement with the teacher there."""
-        step = max(1, EVAL_BATCH // self.student.spec.frames)
-        logits, embedding = self._outputs(model, device, step)
-        labels = torch.from_numpy(self._val_labels)
+        return self.judged(*self.outputs(model, device))
+
+    def judged(self, logits: Tensor, embedding: Tensor) -> dict[str, float]:
+        """Return what `evaluate` does, of outputs that are there: logits (M, C) and embeddings (M, D)."""
+        labels = torch.from_numpy(self.val_labels)
         values = {
             "val_acc": float((logits.argmax(1) == labels).float().mean()),
             "val_loss": float(F.cross_entropy(logits, labels)),
@@ -127,12 +129,13 @@ class DistillTask:
             values["cosine"] = float(F.cosine_similarity(embedding, teacher).mean())
         return values
 
-    def _outputs(self, model: nn.Module, device: torch.device, step: int) -> tuple[Tensor, Tensor]:
+    def outputs(self, model: nn.Module, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return logits (M, C) and embeddings (M, D) of all validation pictures; the processes take turns.
 
         The batches are those of one process, so that the numbers are, too.
         """
-        processes, count, spec = joined(), len(self._val_labels), self.student.spec
+        processes, count, spec = joined(), len(self.val_labels), self.student.spec
+        step = max(1, EVAL_BATCH // spec.frames)
         logits = torch.zeros(count, spec.num_classes, device=device)
         embedding = torch.zeros(count, spec.embed_dim, device=device)
         for at in range(processes.rank * step, count, processes.world * step):

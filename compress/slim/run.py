@@ -27,6 +27,7 @@ from edgekit.compress.training.run_lock import locked
 from edgekit.compress.training.start import Start, begin, go_on, look
 from edgekit.errors import LoadError, UsageError
 from edgekit.export.calibration.trained import TRAINED
+from edgekit.interval import wilson
 from edgekit.listing import name_some
 from edgekit.models.checkpoint import load_student
 from edgekit.models.student import Student
@@ -76,9 +77,12 @@ def compress(
         with torch.no_grad():
             reference = task.evaluate(student.to(device), device)
             started = task.evaluate(changed.model.to(device).eval(), device)
-        terminal.say(f"before   {percent(reference['val_acc'])} val accuracy; changed, untrained: {_told(started)}")
+        images = len(task.distill.val_labels)
+        terminal.say(f"before   {percent(reference['val_acc'])} val accuracy on {images} pictures")
+        terminal.say(f"changed  {_told(started, images)}")
         result = fit(task, training.recipe.fit, run, display=TrainingDisplay(terminal), resume=start.resume)
-        return _summarise(run, result, {"before": dict(reference), "untrained": dict(started)}, terminal)
+        ends = {"before": dict(reference), "untrained": dict(started), "val_images": images}
+        return _summarise(run, result, ends, terminal)
 
 
 def change(config: CompressConfig, student: Student, prepared: Prepared, terminal: Terminal) -> Changed:
@@ -160,6 +164,7 @@ def _summarise(run: RunFolder, result: FitResult, ends: Mapping[str, Any], termi
         "cosine": best.get("cosine"),
         "fidelity_db": best.get("fidelity_db"),
         "self_agreement": best.get("self_agreement"),
+        **{name: best.get(name) for name in ("self_drop", "self_drop_low", "self_drop_high")},
         "seconds": result.seconds,
         **ends,
     }
@@ -168,15 +173,19 @@ def _summarise(run: RunFolder, result: FitResult, ends: Mapping[str, Any], termi
         plot_run(result.rows, run.plots / "training.png", teacher_acc=ends["before"]["val_acc"], title=str(run.path))
     terminal.heading("Summary")
     terminal.say(f"before   {percent(ends['before']['val_acc'])} val accuracy")
-    terminal.say(f"changed  {_told(ends['untrained'])}")
+    terminal.say(f"changed  {_told(ends['untrained'], ends['val_images'])}")
     if best:
-        terminal.say(f"trained  {_told(best)} at epoch {result.best_epoch}")
+        terminal.say(f"trained  {_told(best, ends['val_images'])}; epoch {result.best_epoch}")
     terminal.say(f"run      {run.path}  ({result.seconds:.0f} s of training)")
     return run.facts()
 
 
-def _told(values: Mapping[str, float]) -> str:
+def _told(values: Mapping[str, float], images: int) -> str:
+    """Say how a student is beside the one before, on so many pictures, with 95 % intervals."""
+    agreement = wilson(values["self_agreement"] * images, images)
+    lost, low, high = (100 * values[name] for name in ("self_drop", "self_drop_low", "self_drop_high"))
     return (
-        f"{percent(values['val_acc'])}, {values['fidelity_db']:.1f} dB and {percent(values['self_agreement'])} "
-        f"agreement with the student before"
+        f"{percent(values['val_acc'])}, which is {-lost + 0.0:+.2f} points ({-high:+.2f} to {-low:+.2f}); "
+        f"{values['fidelity_db']:.1f} dB and {100 * agreement.value:.2f} % "
+        f"({100 * agreement.low:.1f}–{100 * agreement.high:.1f}) agreement with the student before"
     )

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from edgekit.bench.trained_on import trained_on_of_run
 from edgekit.cli.main import run
 from edgekit.compress.pictures.source import Batch
+from edgekit.compress.slim.run import _told
 from edgekit.compress.slim.task import RecoverTask
 from edgekit.compress.training.run_folder import RunFolder
 from edgekit.export.calibration.trained import read_trained
+from edgekit.export.choice.paired import accuracy_drop
 from edgekit.export.export_data import RunSplit, split_of_run
 from edgekit.models.checkpoint import load_student
 from tests.cli.commands_for_tests import ALONE, draw_colours, refused
@@ -61,7 +63,10 @@ def test_qat_leaves_a_run_that_is_exported(distilled: Path, tmp_path: Path, caps
     moved = [r for r in trained.ranges if abs(r.high - done["ranges"][r.name][1]) > 1e-5]
     assert done["ranges_learned"] and {r.name for r in trained.ranges} == set(done["ranges"]) and len(moved) > 50
     assert len(done["ranges"]) > 100 and all(low <= 0 <= high for low, high in done["ranges"].values())
-    assert result["summary"]["before"]["self_agreement"] == 1.0
+    summary = result["summary"]
+    assert summary["before"]["self_agreement"] == 1.0 and summary["before"]["self_drop"] == 0.0
+    assert summary["self_drop"] == pytest.approx(summary["before"]["val_acc"] - summary["val_acc"])
+    assert summary["self_drop_low"] < summary["self_drop"] < summary["self_drop_high"]
     settings = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     assert settings["compress"]["guide"] == "self" and settings["recipe"]["fit"]["optimizer"] == "adamw"
     before, after = load_student(distilled), load_student(out)
@@ -102,6 +107,15 @@ def test_prune_leaves_a_smaller_student(distilled: Path, tmp_path: Path, capsys:
     )
     assert load_student(tmp_path / "both").spec == load_student(out).spec
     assert again["student"]["parameters"] == result["student"]["parameters"]
+
+
+def test_what_a_recovery_cost_is_told_with_intervals() -> None:
+    drop = accuracy_drop(np.arange(100) < 60, np.arange(100) % 50 < 28)  # 60 right, then 56
+    values = {"val_acc": 0.56, "fidelity_db": 28.04, "self_agreement": 0.97}
+    told = _told({**values, "self_drop": drop.value, "self_drop_low": drop.low, "self_drop_high": drop.high}, 100)
+    assert f"{drop.value:.2f}" == "0.04" and drop.low < 0 < drop.high
+    assert f"56.00 %, which is -4.00 points ({-100 * drop.high:+.2f} to {-100 * drop.low:+.2f}); 28.0 dB" in told
+    assert "97.00 % (91.5–99.0) agreement with the student before" in told
 
 
 class Stopped(BaseException):

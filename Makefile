@@ -19,12 +19,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the main job, offline, in a few minutes
 	$(BIN)/edgekit demo -o demo --overwrite
 
-# Two workers with a thread each: two threads of one small net mostly wait for each other.
+# Two workers with a thread each: two threads of one small net mostly wait for each other. Files in the order of conftest.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(WORKERS) -m "not long"
 
 test-all: $(STAMP)  ## with those that take several minutes each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(WORKERS)
 
 check: lint types test
 

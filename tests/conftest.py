@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -60,6 +61,22 @@ def without_root() -> Callable[[], AbstractContextManager[None]]:
             os.seteuid(0)
 
     return ordinary_user
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with one file that needs the whole path, and end with the others that do, those of most tests first.
+
+    One of several test workers makes it then, for minutes, while the rest have tests that do without.
+    """
+    needing = [item.path for item in items if "whole_path" in getattr(item, "fixturenames", ())]
+    tests = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        if item.path not in needing:
+            return 1, 0
+        return (0, 0) if item.path == needing[0] else (2, -tests[item.path])
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -64,19 +63,18 @@ def without_root() -> Callable[[], AbstractContextManager[None]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with one file that needs the whole path, and end with the others that do, those of most tests first.
+    """Begin with one file that needs the whole path, and have the others that do after half of those that do not.
 
-    One of several test workers makes it then, for minutes, while the rest have tests that do without.
+    One of several test workers makes it then, for minutes, while the rest have tests that do without; and at the end,
+    where a long file would leave one worker alone, there are many short ones.
     """
-    needing = [item.path for item in items if "whole_path" in getattr(item, "fixturenames", ())]
-    tests = Counter(item.path for item in items)
-
-    def place(item: pytest.Item) -> tuple[int, int]:
-        if item.path not in needing:
-            return 1, 0
-        return (0, 0) if item.path == needing[0] else (2, -tests[item.path])
-
-    items.sort(key=place)
+    needing = {item.path for item in items if "whole_path" in getattr(item, "fixturenames", ())}
+    files = list(dict.fromkeys(item.path for item in items))
+    first = [path for path in files if path in needing][:1]
+    others = [path for path in files if path not in needing]
+    half = len(others) // 2
+    order = [*first, *others[:half], *(path for path in files if path in needing.difference(first)), *others[half:]]
+    items.sort(key=lambda item: order.index(item.path))
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,8 @@ def run_command(command: click.Command, args: Sequence[str], name: str) -> int:
     except EdgekitError as e:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code
-    except (
-        OSError
-    ) as e:  # of a path that nobody expected to be refused, such as one in a folder that may not be entered
+    except OSError as e:
+        # of a path that nobody expected to be refused, such as one in a folder that may not be entered
         named = f"{e.filename}: " if e.filename is not None else ""
         sys.stderr.write(f"error: {named}{e.strerror or e}. Check the path, its permissions and the disk.\n")
         return EXIT_LOAD

@@ -151,6 +151,7 @@ def _tflite(conversion: Conversion, precision: Precision, out: Path) -> None:
 
 
 def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
+    from edgekit.export.calibration.weight_rounding import least_palettized, least_quantized
     from edgekit.export.coreml.convert import export_coreml, palettize_weights, quantize_weights
 
     def make_float(path: Path, arithmetic: Precision = "fp16", model: nn.Module = conversion.model) -> None:
@@ -175,15 +176,11 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
         report = quantize_activations(base, out, conversion.batches, config)
         conversion.keep("coreml", report.statistics)
     elif precision in ("int8", "w8"):
-        from edgekit.export.calibration.weight_rounding import least_quantized
-
         rounded = float_file(
             conversion.work, "coreml", lambda path: make_float(path, "fp16", conversion.rounded), "rounded"
         )
         quantize_weights(rounded, out, least_quantized(conversion.model))
     else:
-        from edgekit.export.calibration.weight_rounding import least_palettized
-
         base, bits = float_file(conversion.work, "coreml", make_float), int(precision.removeprefix("palette"))
         palettize_weights(base, out, bits, least_palettized(conversion.model, bits))
 

@@ -70,10 +70,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     needing = {item.path for item in items if "whole_path" in getattr(item, "fixturenames", ())}
     files = list(dict.fromkeys(item.path for item in items))
-    first = [path for path in files if path in needing][:1]
-    others = [path for path in files if path not in needing]
+    users, others = ([path for path in files if (path in needing) is uses] for uses in (True, False))
     half = len(others) // 2
-    order = [*first, *others[:half], *(path for path in files if path in needing.difference(first)), *others[half:]]
+    order = [*users[:1], *others[:half], *users[1:], *others[half:]]
     items.sort(key=lambda item: order.index(item.path))
 
 

@@ -160,11 +160,7 @@ def _summarise(run: RunFolder, result: FitResult, ends: Mapping[str, Any], termi
         "best_epoch": result.best_epoch,
         "val_acc": best.get("val_acc"),
         "last_val_acc": result.rows[-1].get("val_acc") if result.rows else None,
-        "agreement": best.get("agreement"),
-        "cosine": best.get("cosine"),
-        "fidelity_db": best.get("fidelity_db"),
-        "self_agreement": best.get("self_agreement"),
-        **{name: best.get(name) for name in ("self_drop", "self_drop_low", "self_drop_high")},
+        **{name: best.get(name) for name in _OF_BEST},
         "seconds": result.seconds,
         **ends,
     }
@@ -180,9 +176,14 @@ def _summarise(run: RunFolder, result: FitResult, ends: Mapping[str, Any], termi
     return run.facts()
 
 
+_OF_BEST = ("agreement", "cosine", "fidelity_db", "self_agreement", "self_drop", "self_drop_low", "self_drop_high")
+"""What the summary tells of the best epoch."""
+
+
 def _told(values: Mapping[str, float], images: int) -> str:
     """Say how a student is beside the one before, on so many pictures, with 95 % intervals."""
     agreement = wilson(values["self_agreement"] * images, images)
+    # said as the change, so with the other sign; 0.0 is added for what would be -0.00
     lost, low, high = (100 * values[name] for name in ("self_drop", "self_drop_low", "self_drop_high"))
     return (
         f"{percent(values['val_acc'])}, which is {-lost + 0.0:+.2f} points ({-high:+.2f} to {-low:+.2f}); "

@@ -64,7 +64,7 @@ def least_palettized(model: nn.Module, bits: int) -> int:
 
     That is `LEAST_WEIGHTS`; in a narrow net all layers that a palette makes smaller, itself included.
     """
-    pays = (16 << bits) // (16 - bits) + 1
+    pays = (16 << bits) // (16 - bits) + 1  # n weights: 16 n bits, or bits · n and 16 for each of the 2^bits values
     return pays if _narrow(_weights_of_layers(model)) else LEAST_WEIGHTS
 
 

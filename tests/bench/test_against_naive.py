@@ -28,12 +28,20 @@ def test_a_table_that_is_there_stays_and_the_json_beside_it(tmp_path: Path, caps
     assert "is the Markdown" in capsys.readouterr().err
 
 
-def test_a_script_ends_with_the_exit_codes_of_the_command() -> None:
-    script = [sys.executable, "-m", "edgekit.bench.against_naive"]
-    unknown = subprocess.run([*script, "--students", "resnet"], capture_output=True, text=True, check=False)
-    assert unknown.returncode == 2 and "Did you mean" in unknown.stderr, unknown.stderr
-    absent = subprocess.run([*script, "--run", "nowhere"], capture_output=True, text=True, check=False)
-    assert absent.returncode == 3 and "error: " in absent.stderr and "nowhere" in absent.stderr, absent.stderr
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("edgekit.bench.against_naive --students resnet", 2, "Did you mean"),
+        ("edgekit.bench.against_naive --run nowhere", 3, "error: nowhere"),
+        ("edgekit.demo.parity_table --data nowhere", 2, "error: cannot read the data set nowhere"),
+        ("edgekit.demo.small_clips --data nowhere --teacher t.onnx --still nowhere", 3, "error: nowhere"),
+        ("edgekit.compress.pictures.throughput --data .", 2, "error: "),
+    ],
+)
+def test_a_script_ends_with_the_exit_codes_of_the_command(words: str, code: int, said: str, tmp_path: Path) -> None:
+    script = [sys.executable, "-m", *words.split()]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.long

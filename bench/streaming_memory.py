@@ -8,7 +8,6 @@ it teaches a store from the shards (two views, 512 numbers each), then trains on
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,9 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import click
 import numpy as np
 
 from edgekit.data import ImageDataset, Sample
+from edgekit.errors import DataError
+from edgekit.exits import run_command
 from edgekit.images import IMAGE_SUFFIXES
 from edgekit.shard_writer import write_shards
 
@@ -27,22 +29,23 @@ VAL = 200
 TEACHER_SIDE, TEACHER_DIM = 32, 512
 
 
-def main() -> None:
-    """Measure both sizes and print them with their ratio."""
-    parser = argparse.ArgumentParser(description="peak memory of streamed distillation")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder whose pictures are repeated")
-    parser.add_argument("--counts", type=int, nargs=2, default=(10_000, 40_000))
-    parser.add_argument("--student", default="mobilevit_xxs")
-    options = parser.parse_args()
-    files = sorted(path for path in options.pictures.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+@click.command()
+@click.option("--pictures", type=click.Path(path_type=Path), required=True, help="Folder whose pictures are repeated.")
+@click.option("--counts", type=click.IntRange(min=64), nargs=2, default=(10_000, 40_000), show_default=True)
+@click.option("--student", default="mobilevit_xxs", show_default=True)
+def main(pictures: Path, counts: tuple[int, int], student: str) -> None:
+    """Measure the peak memory of streamed distillation at both counts of pictures, and print them with their ratio."""
+    files = sorted(path for path in pictures.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"{pictures} has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) to repeat")
     peaks = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_teacher(folder / "teacher.onnx")
-        for count in options.counts:
-            peaks.append(measure(folder, repeated(files, count), options.student))
-            print(f"{count:6d} pictures: {peaks[-1] / 1e6:7.1f} MB", flush=True)
-    print(f"difference {100 * (peaks[1] / peaks[0] - 1):+.1f} %")
+        for count in counts:
+            peaks.append(measure(folder, repeated(files, count), student))
+            click.echo(f"{count:6d} pictures: {peaks[-1] / 1e6:7.1f} MB")
+    click.echo(f"difference {100 * (peaks[1] / peaks[0] - 1):+.1f} %")
 
 
 def repeated(files: list[Path], count: int) -> ImageDataset:
@@ -52,18 +55,24 @@ def repeated(files: list[Path], count: int) -> ImageDataset:
 
 
 def measure(folder: Path, dataset: ImageDataset, student: str) -> int:
-    """Return the peak resident bytes of one process that teaches a store and trains an epoch."""
+    """Return the peak resident bytes of one process that teaches a store and trains an epoch.
+
+    Raises:
+        Exit: it failed, and said why; with its exit code.
+    """
     place = folder / str(len(dataset.train))
     write_shards(dataset, place / "shards", shard_bytes=8_000_000)
     command = (
         f"distill --data {place / 'shards'} --teacher {folder / 'teacher.onnx'} --views 2 --student {student} "
         f"--image-size 64 --batch-size 64 --epochs 1 --device cpu -q -o {place / 'run'}"
     )
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "edgekit", *command.split()],
-        check=True,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
     )
+    if done.returncode:
+        raise click.exceptions.Exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
     rows = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return max(int(row["peak_memory_bytes"]) for row in rows if row.get("peak_memory_bytes"))
 
@@ -89,4 +98,4 @@ def write_teacher(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.bench.streaming_memory"))

@@ -8,23 +8,27 @@ often the 80 % interval held. Knows no torch.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from edgekit.compress.forecast.forecast import forecast
 from edgekit.compress.forecast.metrics_reader import MetricsTable, read_metrics
 from edgekit.compress.forecast.timeline import Question
 from edgekit.compress.training.schedule import ScheduleConfig
+from edgekit.errors import LoadError
+from edgekit.exits import run_command
 
 FloatArray = NDArray[np.float64]
 
 FRACTIONS = (0.4, 0.6, 0.8)
+_PLANS = TypeAdapter(dict[str, ScheduleConfig])
 
 
 def last_value(epochs: FloatArray, values: FloatArray, end: float) -> float:
@@ -94,15 +98,26 @@ def run_backtests(runs: Path, metric: str = "val_acc") -> list[Backtest]:
         metric: the column to forecast.
 
     Raises:
-        LoadError: a log cannot be read.
+        LoadError: `runs` or a log cannot be read.
         DataError: a log is too short, or the metric is missing.
     """
-    plans = json.loads(runs.read_text())
     found = []
-    for log, settings in plans.items():
-        table, schedule = read_metrics(runs.parent / log), ScheduleConfig.model_validate(settings)
+    for log, schedule in _plans(runs).items():
+        table = read_metrics(runs.parent / log)
         found += [backtest(table, metric, schedule, fraction) for fraction in FRACTIONS]
     return found
+
+
+def _plans(runs: Path) -> dict[str, ScheduleConfig]:
+    try:
+        plans = _PLANS.validate_json(runs.read_bytes())
+    except OSError as e:
+        raise LoadError(f"cannot read {runs}: {e.strerror}") from e
+    except ValidationError as e:
+        raise LoadError(f"{runs} is not {{log: settings of its schedule}} in JSON: {e.errors()[0]['msg']}") from e
+    if not plans:
+        raise LoadError(f"{runs} names no log")
+    return plans
 
 
 def summary(backtests: Sequence[Backtest]) -> str:
@@ -116,5 +131,12 @@ def summary(backtests: Sequence[Backtest]) -> str:
     return "\n".join(lines)
 
 
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+def main(runs: tuple[Path, ...]) -> None:
+    """Print one table over all logs that the JSON files RUNS name."""
+    click.echo(summary([trial for name in runs for trial in run_backtests(name)]))
+
+
 if __name__ == "__main__":
-    print(summary([trial for name in sys.argv[1:] for trial in run_backtests(Path(name))]))
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.compress.forecast.backtest"))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from edgekit.compress.recipe import FitConfig
 from edgekit.compress.show.display import Silent
 from edgekit.compress.training.loop import _Fit
 from edgekit.compress.training.run_folder import RunFolder
+from edgekit.exits import run_command
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import build_student, student_preprocess
 
@@ -100,19 +102,21 @@ def _bare_step(loop: _Fit, task: _Noise) -> None:
     state.ema.update(state.plain)
 
 
-def main(arguments: list[str]) -> None:
+@click.command()
+@click.argument("arch", default="mobilevit_xxs")
+@click.argument("image_size", type=click.IntRange(min=32), default=128)
+@click.argument("batch_size", type=click.IntRange(min=2), default=32)
+def main(arch: str, image_size: int, batch_size: int) -> None:
     """Print the measurement and its share of an epoch of `STEPS_PER_EPOCH` steps."""
-    arch = arguments[0] if arguments else "mobilevit_xxs"
-    image_size, batch_size = (int(word) for word in (arguments[1:3] if len(arguments) > 2 else ("128", "32")))
     found = measure(arch, image_size, batch_size)
     for name, value in found.items():
-        sys.stdout.write(f"{name:<16}{value:9.2f} ms\n")
+        click.echo(f"{name:<16}{value:9.2f} ms")
     per_step = found["watching adds"] + found["saving a state"] / STEPS_PER_EPOCH
-    sys.stdout.write(
+    click.echo(
         f"{arch} at {image_size} px, batch {batch_size}: {100 * per_step / found['bare step']:.2f} % of a step, with a "
-        f"state saved every {STEPS_PER_EPOCH} steps\n"
+        f"state saved every {STEPS_PER_EPOCH} steps"
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.compress.training.overhead"))

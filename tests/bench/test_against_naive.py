@@ -36,6 +36,10 @@ def test_a_table_that_is_there_stays_and_the_json_beside_it(tmp_path: Path, caps
         ("edgekit.demo.parity_table --data nowhere", 2, "error: cannot read the data set nowhere"),
         ("edgekit.demo.small_clips --data nowhere --teacher t.onnx --still nowhere", 3, "error: nowhere"),
         ("edgekit.compress.pictures.throughput --data .", 2, "error: "),
+        ("edgekit.compress.training.overhead resnet", 2, "error: "),
+        ("edgekit.compress.forecast.backtest nowhere", 3, "error: cannot read nowhere"),
+        ("edgekit.bench.streaming_memory --pictures .", 2, "error: . has no pictures"),
+        ("edgekit.bench.devices.web.assets nowhere", 3, "error: nowhere"),
     ],
 )
 def test_a_script_ends_with_the_exit_codes_of_the_command(words: str, code: int, said: str, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from edgekit.atomic import write_bytes
 from edgekit.errors import LoadError
+from edgekit.exits import run_command
 
 _HERE = Path(__file__).parent
 _NPM = _HERE / "npm-runtimes"
@@ -95,12 +98,13 @@ def collect(node_modules: Path) -> int:
     Raises:
         LoadError: a file is not there.
     """
-    _NPM.mkdir(exist_ok=True)
-    total = 0
-    for name, (source, _) in RUNTIMES.items():
-        path = node_modules / source
+    paths = {name: node_modules / source for name, (source, _) in RUNTIMES.items()}
+    for path in paths.values():
         if not path.is_file():
             raise LoadError(f"{path} is not there; run npm ci in the folder above node_modules")
+    _NPM.mkdir(exist_ok=True)
+    total = 0
+    for name, path in paths.items():
         content = path.read_bytes()
         if name == "litert.js":  # its one bare import, which a browser cannot resolve
             content = content.replace(b'"@litertjs/wasm-utils"', b'"./wasm-utils.js"')
@@ -114,5 +118,12 @@ def collect(node_modules: Path) -> int:
     return total
 
 
+@click.command()
+@click.argument("node_modules", type=click.Path(path_type=Path))
+def main(node_modules: Path) -> None:
+    """Take the runtimes of the bench page from the npm folder NODE_MODULES."""
+    click.echo(f"{collect(node_modules) / 1e6:.1f} MB of runtimes for the bench page")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{collect(Path(sys.argv[1])) / 1e6:.1f} MB of runtimes for the bench page\n")
+    sys.exit(run_command(main, sys.argv[1:], "python -m edgekit.bench.devices.web.assets"))

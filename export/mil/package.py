@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
+import importlib.util
 import json
+import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,6 @@ from numpy.typing import NDArray
 from edgekit.errors import MissingExtraError
 from edgekit.export.mil.blob import BlobFile, PackageError
 from edgekit.export.mil.program import Program, parse_program
-from edgekit.export.quiet import quiet
 
 MAX_SPEC_BYTES = 256 * 2**20
 """The specification holds the graph and small constants: 0.3 MB for MobileViT-S, 1 MB for CLIP ViT-B/32."""
@@ -24,6 +27,7 @@ MAX_MANIFEST_BYTES = 2**20
 MAX_DECODED_BYTES = 8 * 2**30
 """All constants decoded: a small file could name one large tensor a thousand times."""
 _WEIGHTS_PREFIX = "@model_path/"
+_PROTOCOL = "edgekit_coremltools_proto"
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,6 @@ class Package:
     coremltools_version: str
 
 
-def import_coremltools() -> Any:
-    """Import coremltools in silence, after torch and torchvision: the other order can crash beside TensorFlow.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    with quiet():
-        try:
-            for name in ("torch", "torchvision", "coremltools"):
-                module = importlib.import_module(name)
-        except ModuleNotFoundError as e:
-            raise MissingExtraError(e.name or "coremltools", "coreml", "reading .mlpackage files") from e
-    return module
-
-
 def read_package(path: Path) -> Package:
     """Read an .mlpackage folder.
 
@@ -67,10 +56,10 @@ def read_package(path: Path) -> Package:
     """
     spec_path = _specification_path(path)
     content = _read_limited(spec_path, MAX_SPEC_BYTES)
-    coremltools = import_coremltools()
+    message = _specification_message()
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    spec = coremltools.proto.Model_pb2.Model()
+    spec = message()
     try:
         spec.ParseFromString(content)
     except DecodeError as e:
@@ -83,7 +72,30 @@ def read_package(path: Path) -> Package:
         program = parse_program(spec.mlProgram, function, _BlobReader(spec_path.parent))
     except PackageError as e:
         raise PackageError(f"{path}: {e}") from e
-    return Package(path, spec.description, program, str(coremltools.__version__))
+    return Package(path, spec.description, program, version("coremltools"))
+
+
+@functools.cache
+def _specification_message() -> Any:
+    """Return coremltools' Model message, without importing coremltools.
+
+    That imports torch, torchvision, scikit-learn and transformers, 7 s of processor time, for converters that reading
+    needs nothing of. Its generated modules import each other alone, so they load as a package of our own name; where
+    coremltools is imported, too, before or after, protobuf gives both the same classes.
+
+    Raises:
+        MissingExtraError: coremltools is not installed.
+    """
+    found = importlib.util.find_spec("coremltools")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError("coremltools", "coreml", "reading .mlpackage files")
+    package = ModuleType(_PROTOCOL)
+    package.__path__ = [str(Path(place) / "proto") for place in found.submodule_search_locations]
+    sys.modules[_PROTOCOL] = package
+    try:
+        return importlib.import_module(f"{_PROTOCOL}.Model_pb2").Model
+    except ModuleNotFoundError as e:  # of protobuf, or a broken installation
+        raise MissingExtraError(e.name or "coremltools", "coreml", "reading .mlpackage files") from e
 
 
 class _BlobReader:

@@ -126,8 +126,7 @@ def _tflite(root: Path) -> dict[str, Path]:
 def _coreml(root: Path) -> dict[str, Path]:
     from coremltools.optimize import coreml as optimize
 
-    from edgekit.export.coreml.convert import export_coreml, quantize_weights
-    from edgekit.export.mil.package import import_coremltools
+    from edgekit.export.coreml.convert import coremltools_module, export_coreml, quantize_weights
     from edgekit.export.quiet import quiet
 
     names = ("fp32", "fp16", "int8-weights", "palette")
@@ -136,7 +135,7 @@ def _coreml(root: Path) -> dict[str, Path]:
     export_coreml(small_net(), SIZE, paths["coreml fp16"], precision="fp16")
     quantize_weights(paths["coreml fp16"], paths["coreml int8-weights"])
     with quiet():
-        package = import_coremltools().models.MLModel(str(paths["coreml fp16"]), skip_model_load=True)
+        package = coremltools_module().models.MLModel(str(paths["coreml fp16"]), skip_model_load=True)
         config = optimize.OptimizationConfig(optimize.OpPalettizerConfig(mode="uniform", nbits=4, weight_threshold=100))
         optimize.palettize_weights(package, config).save(str(paths["coreml palette"]))
     return paths

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.export.coreml.convert import coremltools_module
 from edgekit.export.mil.executor import TORCH_TYPES, Executor
-from edgekit.export.mil.package import _BlobReader, import_coremltools
+from edgekit.export.mil.package import _BlobReader
 from edgekit.export.mil.program import Program, parse_program
 from edgekit.export.quiet import quiet
 
-ct = import_coremltools()
+ct = coremltools_module()
 import coremltools.converters.mil.backend.mil.load  # noqa: E402
 import coremltools.optimize.coreml as cto  # noqa: E402, F401
 import torch  # noqa: E402

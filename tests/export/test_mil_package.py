@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +74,21 @@ def refused(package: Path, message: str, error: type[EdgekitError] = PackageErro
         MilSession(package)(floats((1, 3, 8, 8), 3, 0, 1))
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
+
+
+def test_reading_needs_nothing_of_coremltools_but_its_messages(sound: Path) -> None:
+    """Its converters come with torch, scikit-learn and transformers; and both see the same message."""
+    script = (
+        "import sys; from pathlib import Path; from edgekit.export.mil.package import read_package\n"
+        "said = read_package(Path(sys.argv[1])).description\n"
+        "print([name for name in ('torch', 'sklearn', 'transformers', 'coremltools') if name in sys.modules])\n"
+        "from edgekit.export.coreml.convert import coremltools_module\n"
+        "model = coremltools_module().models.MLModel(sys.argv[1], skip_model_load=True)\n"
+        "print(model.get_spec().description == said)\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", script, str(sound)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\nTrue\n", "")
 
 
 def test_missing_parts(package: Path) -> None:

@@ -41,6 +41,6 @@ def test_progress_bars_are_off_inside_only(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_importing_coremltools_prints_nothing() -> None:
-    code = "from edgekit.export.mil.package import import_coremltools; import_coremltools()"
+    code = "from edgekit.export.coreml.convert import coremltools_module; coremltools_module()"
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -41,9 +41,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_program_computes_in_8_bits(package: Path, tmp_path: Path) -> None:
-    out = tmp_path / "model.w8a8.mlpackage"
-    report = quantize_activations(package, out, batches)
+@pytest.fixture(scope="module")
+def quantized(package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ActivationReport]:
+    """Return the package with everything in 8 bits that can be, and what was done; tests do not write there."""
+    out = tmp_path_factory.mktemp("w8a8") / "model.w8a8.mlpackage"
+    return out, quantize_activations(package, out, batches)
+
+
+def test_the_program_computes_in_8_bits(package: Path, quantized: tuple[Path, ActivationReport]) -> None:
+    out, report = quantized
     assert report.statistics.images == 16
     assert report.coded["conv"] > 20 and report.coded["linear"] > 20
     assert check_precision(audit(out), "w8a8") == ()
@@ -100,13 +106,14 @@ def ranges_of(report: ActivationReport, package: Path, config: RangeConfig) -> d
     return ranges | {name: (max(ranges[name][0], SILU_FLOOR), ranges[name][1]) for name in silus & ranges.keys()}
 
 
-def test_ranges_are_tried_without_converting(package: Path, tmp_path: Path) -> None:
+def test_ranges_are_tried_without_converting(
+    package: Path, quantized: tuple[Path, ActivationReport], tmp_path: Path
+) -> None:
     """The numbers that are put in place of a package's are those that a conversion would have written."""
-    files = []
-    for config in (RangeConfig(), RangeConfig(method="minmax")):
-        files.append(tmp_path / f"{config.method}.mlpackage")
-        report = quantize_activations(package, files[-1], batches, ActivationConfig(ranges=config))
-    wide = ranges_of(report, package, RangeConfig(method="minmax"))
+    config = RangeConfig(method="minmax")
+    files = [quantized[0], tmp_path / "minmax.mlpackage"]
+    report = quantize_activations(package, files[-1], batches, ActivationConfig(ranges=config))
+    wide = ranges_of(report, package, config)
     feeds = {"image": np.rint(IMAGES[:1] * 255)}
     other, want = (MilProgram.load(file).run(feeds)["logits"] for file in files)
     have = MilProgram(with_ranges(read_package(files[0]), wide)).run(feeds)["logits"]
@@ -114,9 +121,8 @@ def test_ranges_are_tried_without_converting(package: Path, tmp_path: Path) -> N
     assert not np.array_equal(other, want)
 
 
-def test_the_nearest_ranges_are_kept(package: Path, tmp_path: Path) -> None:
-    out = tmp_path / "model.w8a8.mlpackage"
-    report = quantize_activations(package, out, batches)
+def test_the_nearest_ranges_are_kept(package: Path, quantized: tuple[Path, ActivationReport]) -> None:
+    out, report = quantized
     tried = TriedRanges(out, package, IMAGES[:16])
     noises = [tried.noise(ranges_of(report, package, config)) for config in CANDIDATES]
     assert tried.noise({}) == min(noises) < max(noises)

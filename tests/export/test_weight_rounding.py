@@ -83,7 +83,7 @@ def test_activations_that_are_not_finite_are_refused() -> None:
         round_to_grid(torch.randn(3, 4), torch.full((4, 4), torch.inf).double())
 
 
-@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050", "resnet18"])
+@pytest.mark.parametrize("arch", ["mobilevit_xxs", "mobilevitv2_050", "test_resnet"])
 def test_whole_nets(arch: str) -> None:
     """Convolutions with and without groups, and linear layers; the original is not touched."""
     torch.set_num_threads(1)

@@ -94,8 +94,10 @@ def _follow(module: nn.Module, kept: set[int], coded: bool) -> bool:
         if not coded:
             take_out(module if isinstance(module, Residual) else cast(nn.Module, module.act))
         return coded
-    if isinstance(module, TokenMobileVitBlock | TokenMobileVitV2Block):
+    if isinstance(module, TokenMobileVitBlock):
         return module.conv_fusion is None or id(module.conv_fusion) not in kept
+    if isinstance(module, TokenMobileVitV2Block):
+        return True  # it ends with a linear layer on tokens, and those are always in 8 bits
     for child in module.children():
         coded = _follow(child, kept, coded)
     return coded

@@ -11,7 +11,7 @@ The tables of the exporters, said in terms of modules: `edgekit.export.tflite.pl
 | linear layer of tokens: input, weights | int8 | int8 | int8 |
 | its output | int8 | float | int8 |
 | queries, keys, values | int8 | float | int8, as outputs of the layer that makes them |
-| scores, probabilities | int8 | float | float |
+| scores (of v1), probabilities | int8 | float | float |
 | residual stream of tokens, norms, softmax | float | float | float |
 | heads | int8 weights, input by row | int8 weights | int8 weights |
 """
@@ -30,7 +30,7 @@ from edgekit.compress.slim.weight_codes import code_weights
 from edgekit.export.onnx.int8 import Int8Config
 from edgekit.export.rewrites.layers import BmmCore, ConvAct
 from edgekit.export.rewrites.mobilevit import TokenMobileVitBlock, TokenTransformer
-from edgekit.export.rewrites.mobilevitv2 import TokenLinearTransformer, TokenMobileVitV2Block
+from edgekit.export.rewrites.mobilevitv2 import KeyOfSum, TokenLinearTransformer, TokenMobileVitV2Block
 from edgekit.export.rewrites.pooled_attention import TokenPooledAttention
 from edgekit.export.tflite.repair import SILU_FLOOR
 from edgekit.models.int8_student import Int8MobileVitBlock, Residual
@@ -58,6 +58,18 @@ class CodedCore(BmmCore):
         mixed = self.codes["probabilities"](torch.softmax(scores, dim=-1)) @ v
         coded: Tensor = self.codes["mixed"](mixed.transpose(1, 2).reshape(groups, tokens, -1))
         return coded
+
+
+class CodedKeyOfSum(KeyOfSum):
+    """The context vector of scores in 8 bits."""
+
+    def __init__(self, context: KeyOfSum, name: str) -> None:
+        super().__init__(context.k)
+        self.codes = ActivationCodes(f"{name}.probabilities")
+
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
+        """Map tokens (G, N, d) and scores (G, N, 1), which sum to 1 over N, to contexts (G, 1, d)."""
+        return super().forward(x, self.codes(scores))
 
 
 _PARTS = ("query", "key", "value", "scores", "probabilities", "mixed")
@@ -121,11 +133,20 @@ def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) 
             attention.core = CodedCore(attention.core, f"{place}.attention")
         else:
             assert isinstance(layer, TokenLinearTransformer)
-            for linear in (layer.attention.q, layer.attention.context.k, layer.attention.v):
+            linear_attention = layer.attention
+            assert isinstance(linear_attention.context, KeyOfSum)
+            linear_attention.context = CodedKeyOfSum(linear_attention.context, f"{place}.attention")
+            key, value = linear_attention.context.k, linear_attention.v
+            for linear in (linear_attention.q, key, value):
                 code_weights(linear)
-                code_output(linear, ActivationCodes(f"{place}.attention.{_name_of(linear, layer)}"))
-            code_input(layer.attention.proj, ActivationCodes(f"{place}.attention.proj.in"))
-        code_output(layer.norm1, ActivationCodes(f"{place}.norm1"))
+            code_output(linear_attention.q, ActivationCodes(f"{place}.attention.q"))
+            code_input(key, ActivationCodes(f"{place}.attention.context.k.in"))
+            code_output(key, ActivationCodes(f"{place}.attention.context.k"))
+            code_output(linear_attention.relu, ActivationCodes(f"{place}.attention.v"))
+            code_input(linear_attention.proj, ActivationCodes(f"{place}.attention.proj.in"))
+        # the sum over tokens of a v2 block is a product whose second operand these are
+        pooled = isinstance(layer, TokenLinearTransformer)
+        code_output(layer.norm1, ActivationCodes(f"{place}.norm1", symmetric=pooled))
         code_weights(layer.attention.proj, centred=centred)
         code_output(layer.attention.proj, ActivationCodes(f"{place}.attention.proj"))
         code_output(layer.norm2, ActivationCodes(f"{place}.norm2"))
@@ -139,10 +160,6 @@ def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) 
     floor = SILU_FLOOR if isinstance(block.act, CodedSiLU) else -float("inf")
     code_output(block.project_out, ActivationCodes(f"{name}.project_out", floor=floor))
     code_output(block.act, ActivationCodes(f"{name}.act"))
-
-
-def _name_of(linear: nn.Linear, layer: TokenLinearTransformer) -> str:
-    return next(str(name) for name, module in layer.attention.named_modules() if module is linear)
 
 
 def _for_onnx(student: Student) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import ConvMlp
 from timm.layers.norm import GroupNorm1
 from timm.models.mobilevit import LinearSelfAttention, LinearTransformerBlock, MobileVitV2Block
@@ -48,13 +47,14 @@ class TokenLinearAttention(nn.Module):
         self.q = rows_of(attention.qkv_proj, slice(0, 1))
         self.context: SumOfKeys = SumOfKeys(rows_of(attention.qkv_proj, slice(1, 1 + d)))
         self.v = rows_of(attention.qkv_proj, slice(1 + d, 1 + 2 * d))
+        self.relu = nn.ReLU()
         self.proj = pointwise_to_linear(attention.out_proj)
 
     def forward(self, x: Tensor, group: int) -> Tensor:
         """Map tokens (G · group, d) to the same shape; attention is within each group of `group` tokens."""
         scores = torch.softmax(self.q(x).reshape(-1, group, 1), dim=1)
         context = self.context(x.reshape(-1, group, x.shape[-1]), scores)
-        values = F.relu(self.v(x)).reshape(-1, group, context.shape[-1])
+        values = self.relu(self.v(x)).reshape(-1, group, context.shape[-1])
         y: Tensor = self.proj((values * context).reshape(-1, context.shape[-1]))
         return y
 

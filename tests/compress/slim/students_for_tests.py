@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.layers import ConvNormAct
+from timm.models.mobilevit import MobileVitV2Block
 from torch import nn
 
 from edgekit.models.spec import StudentSpec
@@ -40,7 +41,9 @@ def shallow_student(arch: str = "mobilevit_xxs") -> Student:
     backbone: Any = made.backbone
     torch.manual_seed(1)
     backbone.stages = backbone.stages[:3]
-    backbone.final_conv = ConvNormAct(backbone.stages[2][1].conv_fusion.conv.out_channels, 320, act_layer=nn.SiLU)
+    tokens = backbone.stages[2][1]
+    last = tokens.conv_proj if isinstance(tokens, MobileVitV2Block) else tokens.conv_fusion
+    backbone.final_conv = ConvNormAct(last.conv.out_channels, backbone.num_features, act_layer=nn.SiLU)
     return made.eval()
 
 

@@ -96,6 +96,9 @@ def far(one: Iterable[float], others: set[float], tolerance: float) -> list[floa
         pytest.param("tflite", "mobilevit_xxs", marks=pytest.mark.slow),
         ("onnx", "mobilevit_xxs_int8"),
         pytest.param("tflite", "mobilevit_xxs_int8", marks=pytest.mark.slow),
+        ("onnx", "mobilevitv2_050"),
+        ("coreml", "mobilevitv2_050"),
+        pytest.param("tflite", "mobilevitv2_050", marks=pytest.mark.slow),
     ],
 )
 def test_the_simulation_is_the_file(runtime: Runtime, arch: str, tmp_path: Path) -> None:

@@ -57,16 +57,17 @@ def trained(plain: Student, config: QatConfig) -> tuple[Student, tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    ("runtime", "precision"),
+    ("runtime", "precision", "arch"),
     [
-        ("onnx", "int8"),
-        ("coreml", "int8"),
-        pytest.param("tflite", "int8", marks=pytest.mark.slow),
-        pytest.param("tflite", "mixed", marks=pytest.mark.slow),
+        ("onnx", "int8", "mobilevit_xxs"),
+        ("coreml", "int8", "mobilevit_xxs"),
+        pytest.param("tflite", "int8", "mobilevit_xxs", marks=pytest.mark.slow),
+        pytest.param("tflite", "mixed", "mobilevit_xxs", marks=pytest.mark.slow),
+        pytest.param("tflite", "mixed", "mobilevitv2_050", marks=pytest.mark.slow),
     ],
 )
-def test_the_file_has_the_trained_ranges(runtime: Runtime, precision: Precision, tmp_path: Path) -> None:
-    plain = shallow_student()
+def test_the_file_has_the_trained_ranges(runtime: Runtime, precision: Precision, arch: str, tmp_path: Path) -> None:
+    plain = shallow_student(arch)
     config = QatConfig(runtime, precision)
     model, left = trained(plain, config)
     codes = trained_codes(model, config, left)

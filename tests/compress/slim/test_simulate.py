@@ -20,6 +20,7 @@ from edgekit.export.coreml.activations import ActivationConfig, quantize_activat
 from edgekit.export.coreml.convert import export_coreml
 from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.mil.interpreter import MilProgram
+from edgekit.export.mil.program import Operation
 from edgekit.export.onnx.convert import export_onnx
 from edgekit.export.onnx.int8 import Int8Config, quantize_onnx
 from edgekit.export.parity import snr_db
@@ -71,8 +72,7 @@ def scales_in(path: Path) -> set[float]:
         return {float(graph.array(node.input[1])) for node in of_kind(graph.nodes, "QuantizeLinear")}
     if path.suffix == ".mlpackage":
         program = MilProgram.load(path)
-        scales = [op.inputs["scale"][0] for op in program.operations if op.type == "quantize"]
-        return {float(program.constants[name].value) for name in scales if isinstance(name, str)}
+        return {scale for op in program.operations if op.type == "quantize" for scale in scale_of(op, program)}
     from edgekit.export.tflite.graph import Graph
 
     file = Graph.read(path)
@@ -82,6 +82,24 @@ def scales_in(path: Path) -> set[float]:
         if tensor.type == file.schema.TensorType.INT8 and scales is not None and file.constant(number) is None:
             found.add(float(scales[0]))
     return found - {1 / 256}  # of σ, which has one scale everywhere
+
+
+def scale_of(operation: Operation, program: MilProgram) -> list[float]:
+    """Return the scale of a `quantize` or `dequantize`, if it stands by name.
+
+    coremltools divides the scales about a sum of dequantized tensors by that of the second, which gets 1.
+    """
+    makers = {op.outputs[0][0]: op for op in program.operations}
+    name = operation.inputs["scale"][0]
+    if not isinstance(name, str):
+        return []
+    scale = float(program.constants[name].value)
+    made = makers.get(str(operation.inputs["input"][0]))
+    second = makers[str(made.inputs["y"][0])] if made is not None and made.type == "add" else None
+    if operation.type == "quantize" and second is not None and second.type == "dequantize":
+        (divided,), (whole,) = (scale_of(op, program) for op in (second, makers[str(second.inputs["input"][0])]))
+        scale *= whole / divided
+    return [scale]
 
 
 def far(one: Iterable[float], others: set[float], tolerance: float) -> list[float]:

@@ -30,7 +30,12 @@ from edgekit.compress.slim.weight_codes import code_weights
 from edgekit.export.onnx.int8 import Int8Config
 from edgekit.export.rewrites.layers import BmmCore, ConvAct
 from edgekit.export.rewrites.mobilevit import TokenMobileVitBlock, TokenTransformer
-from edgekit.export.rewrites.mobilevitv2 import KeyOfSum, TokenLinearTransformer, TokenMobileVitV2Block
+from edgekit.export.rewrites.mobilevitv2 import (
+    KeyOfSum,
+    TokenLinearAttention,
+    TokenLinearTransformer,
+    TokenMobileVitV2Block,
+)
 from edgekit.export.rewrites.pooled_attention import TokenPooledAttention
 from edgekit.export.tflite.repair import SILU_FLOOR
 from edgekit.models.int8_student import Int8MobileVitBlock, Residual
@@ -133,20 +138,9 @@ def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) 
             attention.core = CodedCore(attention.core, f"{place}.attention")
         else:
             assert isinstance(layer, TokenLinearTransformer)
-            linear_attention = layer.attention
-            assert isinstance(linear_attention.context, KeyOfSum)
-            linear_attention.context = CodedKeyOfSum(linear_attention.context, f"{place}.attention")
-            key, value = linear_attention.context.k, linear_attention.v
-            for linear in (linear_attention.q, key, value):
-                code_weights(linear)
-            code_output(linear_attention.q, ActivationCodes(f"{place}.attention.q"))
-            code_input(key, ActivationCodes(f"{place}.attention.context.k.in"))
-            code_output(key, ActivationCodes(f"{place}.attention.context.k"))
-            code_output(linear_attention.relu, ActivationCodes(f"{place}.attention.v"))
-            code_input(linear_attention.proj, ActivationCodes(f"{place}.attention.proj.in"))
-        # the sum over tokens of a v2 block is a product whose second operand these are
-        pooled = isinstance(layer, TokenLinearTransformer)
-        code_output(layer.norm1, ActivationCodes(f"{place}.norm1", symmetric=pooled))
+            _code_linear_attention(layer.attention, f"{place}.attention")
+        # the sum over tokens of a v2 block is a product, with these for its second operand
+        code_output(layer.norm1, ActivationCodes(f"{place}.norm1", symmetric=not centred))
         code_weights(layer.attention.proj, centred=centred)
         code_output(layer.attention.proj, ActivationCodes(f"{place}.attention.proj"))
         code_output(layer.norm2, ActivationCodes(f"{place}.norm2"))
@@ -160,6 +154,20 @@ def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) 
     floor = SILU_FLOOR if isinstance(block.act, CodedSiLU) else -float("inf")
     code_output(block.project_out, ActivationCodes(f"{name}.project_out", floor=floor))
     code_output(block.act, ActivationCodes(f"{name}.act"))
+
+
+def _code_linear_attention(attention: TokenLinearAttention, name: str) -> None:
+    """Code everything in a v2 block's attention but the softmax; values after their ReLU, which their layer does."""
+    assert isinstance(attention.context, KeyOfSum)
+    attention.context = CodedKeyOfSum(attention.context, name)
+    key = attention.context.k
+    for linear in (attention.q, key, attention.v):
+        code_weights(linear)
+    code_output(attention.q, ActivationCodes(f"{name}.q"))
+    code_input(key, ActivationCodes(f"{name}.context.k.in"))
+    code_output(key, ActivationCodes(f"{name}.context.k"))
+    code_output(attention.relu, ActivationCodes(f"{name}.v"))
+    code_input(attention.proj, ActivationCodes(f"{name}.proj.in"))
 
 
 def _for_onnx(student: Student) -> None:

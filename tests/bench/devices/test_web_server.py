@@ -263,6 +263,13 @@ def test_without_the_runtimes_it_says_make_web(tmp_path: Path, monkeypatch: pyte
         read_assets()
 
 
+def test_what_cannot_be_collected_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets_module, "_NPM", tmp_path / "npm-runtimes")
+    with pytest.raises(LoadError, match="run npm ci"):
+        assets_module.collect(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "scheme", "host", "port"),
     [

@@ -71,8 +71,7 @@ def scales_in(path: Path) -> set[float]:
         graph = OnnxGraph.read(path)
         return {float(graph.array(node.input[1])) for node in of_kind(graph.nodes, "QuantizeLinear")}
     if path.suffix == ".mlpackage":
-        program = MilProgram.load(path)
-        return {scale for op in program.operations if op.type == "quantize" for scale in scale_of(op, program)}
+        return coreml_scales(MilProgram.load(path))
     from edgekit.export.tflite.graph import Graph
 
     file = Graph.read(path)
@@ -84,22 +83,27 @@ def scales_in(path: Path) -> set[float]:
     return found - {1 / 256}  # of σ, which has one scale everywhere
 
 
-def scale_of(operation: Operation, program: MilProgram) -> list[float]:
-    """Return the scale of a `quantize` or `dequantize`, if it stands by name.
+def coreml_scales(program: MilProgram) -> set[float]:
+    """Return the scales of all `quantize` operations whose scale stands by name.
 
     coremltools divides the scales about a sum of dequantized tensors by that of the second, which gets 1.
     """
     makers = {op.outputs[0][0]: op for op in program.operations}
-    name = operation.inputs["scale"][0]
-    if not isinstance(name, str):
-        return []
-    scale = float(program.constants[name].value)
-    made = makers.get(str(operation.inputs["input"][0]))
-    second = makers[str(made.inputs["y"][0])] if made is not None and made.type == "add" else None
-    if operation.type == "quantize" and second is not None and second.type == "dequantize":
-        (divided,), (whole,) = (scale_of(op, program) for op in (second, makers[str(second.inputs["input"][0])]))
-        scale *= whole / divided
-    return [scale]
+
+    def scale_of(operation: Operation) -> float:
+        return float(program.constants[str(operation.inputs["scale"][0])].value)
+
+    found = set()
+    for operation in program.operations:
+        if operation.type != "quantize" or not isinstance(operation.inputs["scale"][0], str):
+            continue
+        scale = scale_of(operation)
+        made = makers.get(str(operation.inputs["input"][0]))
+        second = makers[str(made.inputs["y"][0])] if made is not None and made.type == "add" else None
+        if second is not None and second.type == "dequantize":
+            scale *= scale_of(makers[str(second.inputs["input"][0])]) / scale_of(second)
+        found.add(scale)
+    return found
 
 
 def far(one: Iterable[float], others: set[float], tolerance: float) -> list[float]:

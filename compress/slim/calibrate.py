@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, activation_points, set_ranges
+from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, RowCodes, activation_points, set_ranges
 from edgekit.compress.slim.codes import Observe as ObserveCodes
 from edgekit.compress.slim.weight_codes import WeightCodes
 from edgekit.export.calibration.measured import (
@@ -99,7 +99,7 @@ def note_redundant(student: Student, images: Tensor, observe: ObserveCodes = lam
 def unrounded(student: Student, observer: ObserveCodes = lambda codes, x: None) -> Iterator[None]:
     """Let a student compute in float, and `observer` see what passes its codes."""
     points = activation_points(student)
-    rounding = [module for module in student.modules() if isinstance(module, WeightCodes | CodedSiLU)]
+    rounding = [module for module in student.modules() if isinstance(module, WeightCodes | CodedSiLU | RowCodes)]
     try:
         for module in rounding:
             module.rounded = False

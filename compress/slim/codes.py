@@ -126,10 +126,20 @@ class CodedSiLU(nn.Module):
 
 
 class RowCodes(nn.Module):
-    """Round each row (B, d) to 256 codes of its own range, as a runtime does that quantizes a head's input anew."""
+    """Round each row (B, d) to 256 codes of its own range, as a runtime does that quantizes a layer's input anew.
+
+    Attributes:
+        rounded: whether to round.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounded = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, d) to (B, d)."""
+        if not self.rounded:
+            return x
         with torch.no_grad():
             low = x.amin(1, keepdim=True).clamp(max=0)
             scale = ((x.amax(1, keepdim=True).clamp(min=0) - low) / 255).clamp(min=SMALLEST_SCALE)

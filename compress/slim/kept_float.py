@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.compress.slim.calibrate import note_redundant, outputs, unrounded
-from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, take_out
+from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, RowCodes, code_input, take_out
 from edgekit.compress.slim.simulate import is_residual
 from edgekit.compress.slim.weight_codes import CodedConv2d, WeightCodes, plain_layer
 from edgekit.export.calibration.measured import noise_share
@@ -94,6 +94,10 @@ def _follow(module: nn.Module, kept: set[int], coded: bool) -> bool:
         if not coded:
             take_out(module if isinstance(module, Residual) else cast(nn.Module, module.act))
         return coded
+    if isinstance(module, TokenMobileVitBlock | TokenMobileVitV2Block) and id(module.conv_kxk) in kept:
+        # float in, float out: the file takes a range per row
+        take_out(module.project_in)
+        code_input(module.project_in, RowCodes())
     if isinstance(module, TokenMobileVitBlock):
         return module.conv_fusion is None or id(module.conv_fusion) not in kept
     if isinstance(module, TokenMobileVitV2Block):

@@ -8,8 +8,8 @@ The tables of the exporters, said in terms of modules: `edgekit.export.tflite.pl
 | convolution: input, weights, output (of the ReLU after it) | int8 | int8, thin leading ones float | int8 |
 | output of a SiLU | int8 | float, unless a convolution reads it | as ONNX Runtime |
 | sum of a residual block | int8 | int8 where a convolution reads it | as ONNX Runtime |
-| linear layer of tokens: input, weights | int8 | int8 | int8 |
-| its output | int8 | float | int8 |
+| linear layer of tokens: input, weights | int8; v2's values, projection by row | int8 | int8; v2's projection float |
+| its output | int8; of these two float | float | int8; of v2's attention float |
 | queries, keys, values | int8 | float | int8, as outputs of the layer that makes them |
 | scores (of v1), probabilities | int8 | float | float |
 | residual stream of tokens, norms, softmax | float | float | float |
@@ -23,9 +23,10 @@ from typing import Literal, cast
 
 import torch
 from timm.layers import ConvMlp, Mlp
+from timm.models.mobilevit import LinearSelfAttention
 from torch import Tensor, nn
 
-from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, RowCodes, code_input, code_output
+from edgekit.compress.slim.codes import ActivationCodes, CodedSiLU, RowCodes, code_input, code_output, take_out
 from edgekit.compress.slim.weight_codes import code_weights
 from edgekit.export.onnx.int8 import Int8Config
 from edgekit.export.rewrites.layers import BmmCore, ConvAct
@@ -109,6 +110,7 @@ def _for_tflite(student: Student) -> None:
             module.core = CodedCore(module.core, name)
         elif isinstance(module, (TokenMobileVitBlock, TokenMobileVitV2Block)):
             _code_tokens(module, name)
+    _end_in_float(backbone)
     for head in _heads(student):
         code_input(head, RowCodes())
 
@@ -136,13 +138,12 @@ def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) 
                 code_weights(linear)
             assert isinstance(attention.core, BmmCore)
             attention.core = CodedCore(attention.core, f"{place}.attention")
+            code_output(layer.norm1, ActivationCodes(f"{place}.norm1"))
+            code_weights(attention.proj, centred=True)
+            code_output(attention.proj, ActivationCodes(f"{place}.attention.proj"))
         else:
             assert isinstance(layer, TokenLinearTransformer)
-            _code_linear_attention(layer.attention, f"{place}.attention")
-        # the sum over tokens of a v2 block is a product, with these for its second operand
-        code_output(layer.norm1, ActivationCodes(f"{place}.norm1", symmetric=not centred))
-        code_weights(layer.attention.proj, centred=centred)
-        code_output(layer.attention.proj, ActivationCodes(f"{place}.attention.proj"))
+            _code_linear_attention(layer.attention, place)
         code_output(layer.norm2, ActivationCodes(f"{place}.norm2"))
         code_weights(layer.fc1)
         code_output(layer.fc1, ActivationCodes(f"{place}.fc1", floor=SILU_FLOOR))
@@ -156,18 +157,35 @@ def _code_tokens(block: TokenMobileVitBlock | TokenMobileVitV2Block, name: str) 
     code_output(block.act, ActivationCodes(f"{name}.act"))
 
 
-def _code_linear_attention(attention: TokenLinearAttention, name: str) -> None:
-    """Code everything in a v2 block's attention but the softmax; values after their ReLU, which their layer does."""
+def _code_linear_attention(attention: TokenLinearAttention, place: str) -> None:
+    """Code a v2 block's attention: values and projection read and give float, by row; the softmax is float, too."""
     assert isinstance(attention.context, KeyOfSum)
+    name = f"{place}.attention"
     attention.context = CodedKeyOfSum(attention.context, name)
     key = attention.context.k
-    for linear in (attention.q, key, attention.v):
+    for linear in (attention.q, key, attention.v, attention.proj):
         code_weights(linear)
+    # the sum over tokens is a product, with these for its second operand
+    tokens = ActivationCodes(f"{place}.norm1", symmetric=True)
+    code_input(attention.q, tokens)
+    code_input(attention.context, tokens)
     code_output(attention.q, ActivationCodes(f"{name}.q"))
     code_input(key, ActivationCodes(f"{name}.context.k.in"))
     code_output(key, ActivationCodes(f"{name}.context.k"))
-    code_output(attention.relu, ActivationCodes(f"{name}.v"))
-    code_input(attention.proj, ActivationCodes(f"{name}.proj.in"))
+    code_input(attention.v, RowCodes())
+    code_input(attention.proj, RowCodes())
+
+
+def _end_in_float(backbone: nn.Module) -> None:
+    """Let the last layer of a net that ends with a v2 block give float, by row: no convolution wants its codes."""
+    blocks = [(n, m) for n, m in backbone.named_modules() if isinstance(m, TokenMobileVitV2Block)]
+    convolutions = [n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)]
+    if not blocks or not convolutions[-1].startswith(f"{blocks[-1][0]}."):
+        return
+    _, last = blocks[-1]
+    for module in (last.norm, last.project_out, last.act):
+        take_out(module)
+    code_input(last.project_out, RowCodes())
 
 
 def _for_onnx(student: Student) -> None:
@@ -198,10 +216,16 @@ def _for_coreml(student: Student) -> None:
     modules = list(student.backbone.named_modules())
     floored = {id(layer) for _, module in modules for layer in _read_by_silu(module)}
     ends = _ends(student)
+    attentions = [module for _, module in modules if isinstance(module, LinearSelfAttention)]
+    parts, projections = {id(a.qkv_proj) for a in attentions}, {id(a.out_proj) for a in attentions}
     for name, module in modules:
         if isinstance(module, nn.Conv2d | nn.Linear):
-            code_input(module, ActivationCodes(f"{name}.in"))
             code_weights(module)
+            if id(module) in projections:
+                continue
+            code_input(module, ActivationCodes(f"{name}.in"))
+            if id(module) in parts:
+                continue
             floor = SILU_FLOOR if id(module) in floored else -float("inf")
             code_output(ends[module], ActivationCodes(f"{name}.out", floor=floor))
 

@@ -59,11 +59,30 @@ class ActivationConfig:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """Where codes are put in.
+
+    Attributes:
+        inputs, outputs: operations whose inputs and outputs become codes, each by the name of its output.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, operations: Iterable[Operation], program: MilProgram) -> Coded:
+        """Return where codes go around some operations: not before a `split`, whose parts one range serves badly."""
+        cut = {name for op in program.operations if op.type == "split" for name in _names(op, "x")}
+        inputs = tuple(op.outputs[0][0] for op in operations)
+        return cls(inputs, tuple(name for name in inputs if name not in cut))
+
+
+@dataclass(frozen=True)
 class ActivationReport:
     """What came out.
 
     Attributes:
-        coded: operations whose inputs and outputs are 8-bit codes, by type.
+        coded: operations whose inputs, and mostly outputs, are 8-bit codes, by type.
         statistics: of the activations on the calibration images.
     """
 
@@ -93,21 +112,21 @@ def quantize_activations(
     """
     config = config or ActivationConfig()
     program = MilProgram.load(float_package)
-    coded = [op for op in program.operations if op.type in config.operations and _is_coded(op, program, config)]
-    if not coded:
+    operations = [op for op in program.operations if op.type in config.operations and _is_coded(op, program, config)]
+    if not operations:
         raise UsageError(f"{float_package.name} has no {' or '.join(config.operations)} to quantize; use w8 or fp16")
-    run = _runner(program, _tensors(coded, program))
+    coded = Coded.of(operations, program)
+    run = _runner(program, _tensors(operations, coded, program))
     statistics = collect(run, batches)
-    names = [op.outputs[0][0] for op in coded]
     if config.trained is not None:
         size = next(iter(program.inputs.values())).shape[2] or 0
         ranges = statistics.ranges(config.ranges) | config.trained.ranges_in(run, size)
-        _write(float_package, names, _floored(program, ranges), out)
+        _write(float_package, coded, _floored(program, ranges), out)
     elif config.ranges is not None:
-        _write(float_package, names, _floored(program, statistics.ranges(config.ranges)), out)
+        _write(float_package, coded, _floored(program, statistics.ranges(config.ranges)), out)
     else:
-        _write_nearest(float_package, names, statistics, batches, out)
-    counts = {kind: sum(op.type == kind for op in coded) for kind in config.operations}
+        _write_nearest(float_package, coded, statistics, batches, out)
+    counts = {kind: sum(op.type == kind for op in operations) for kind in config.operations}
     return ActivationReport(counts, statistics)
 
 
@@ -119,12 +138,12 @@ def _floored(program: MilProgram, ranges: Ranges) -> Ranges:
     return {**ranges, **floors}
 
 
-def _write(float_package: Path, coded: list[str], ranges: Ranges, out: Path) -> None:
+def _write(float_package: Path, coded: Coded, ranges: Ranges, out: Path) -> None:
     with quiet(), np.errstate(divide="ignore", invalid="ignore"):
         save_package(_insert(float_package, coded, ranges), out)
 
 
-def _write_nearest(float_package: Path, coded: list[str], statistics: Histograms, batches: Batches, out: Path) -> None:
+def _write_nearest(float_package: Path, coded: Coded, statistics: Histograms, batches: Batches, out: Path) -> None:
     """Write the package with those ranges with which it is nearest to the float one on calibration images."""
     program = MilProgram.load(float_package)
     with tempfile.TemporaryDirectory() as folder:
@@ -141,15 +160,31 @@ def _is_coded(op: Operation, program: MilProgram, config: ActivationConfig) -> b
         return False
     if any(name in program.constants for key in ("x", "y") for name in _names(op, key)):
         return False
+    if op.type != "add" and _is_times_sum(_names(op, "x")[0], program):
+        return False
     shape = op.outputs[0][1].shape
     return config.heads or op.type != "linear" or int(np.prod([side or 1 for side in shape[:-1]])) > 1
 
 
-def _tensors(coded: Iterable[Operation], program: MilProgram) -> set[str]:
+def _is_times_sum(name: str, program: MilProgram) -> bool:
+    """Tell whether a tensor is a product with a sum over tokens: MobileViTv2's values times contexts.
+
+    Its rows differ by orders of magnitude, from picture to picture, too; one range for all was a third of the noise of
+    a whole W8A8 mobilevitv2_050 (LOG.md).
+    """
+    makers = {op.outputs[0][0]: op for op in program.operations}
+    product = makers.get(name)
+    if product is None or product.type != "mul":
+        return False
+    factors = [factor for key in ("x", "y") for factor in _names(product, key)]
+    spread = [_names(makers[f], "x")[0] if f in makers and makers[f].type == "tile" else f for f in factors]
+    return any(factor in makers and makers[factor].type == "reduce_sum" for factor in spread)
+
+
+def _tensors(operations: Iterable[Operation], coded: Coded, program: MilProgram) -> set[str]:
     """Return the names of all tensors that need a range; of a picture the scaled pixels."""
-    found: set[str] = set()
-    for op in coded:
-        found.update(op.outputs[0][0:1])
+    found = set(coded.outputs)
+    for op in operations:
         found.update(
             r.outputs[0][0] for r in program.operations if r.type in FUSED and op.outputs[0][0] in _names(r, "x")
         )
@@ -192,8 +227,8 @@ def _runner(program: MilProgram, tensors: set[str]) -> Callable[[FloatArray, Obs
     return run
 
 
-def _insert(package: Path, coded: Iterable[str], ranges: Mapping[str, tuple[float, float]]) -> Any:
-    """Return a coremltools model with codes around the operations named `coded`, and 8-bit weights."""
+def _insert(package: Path, coded: Coded, ranges: Mapping[str, tuple[float, float]]) -> Any:
+    """Return a coremltools model with codes around the operations of `coded`, and 8-bit weights."""
     coremltools = coremltools_module()
     from coremltools.optimize import coreml as optimize
 
@@ -206,12 +241,10 @@ def _insert(package: Path, coded: Iterable[str], ranges: Mapping[str, tuple[floa
     except (ImportError, KeyError) as e:
         raise LoadError(f"this coremltools has other graph passes than edgekit knows ({e}); use coremltools 9.0") from e
     asymmetric = optimize.OpLinearQuantizerConfig(mode="linear")
-    options = {
-        "config": optimize.OptimizationConfig(op_name_configs=dict.fromkeys(coded, asymmetric)),
-        "activation_stats": {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()},
-    }
-    for step in passes[:2]:
-        step.set_options([PassOption(name, value) for name, value in options.items()])
+    statistics = {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()}
+    for step, names in zip(passes[:2], (coded.inputs, coded.outputs), strict=True):
+        config = optimize.OptimizationConfig(op_name_configs=dict.fromkeys(names, asymmetric))
+        step.set_options([PassOption("config", config), PassOption("activation_stats", statistics)])
     model = coremltools.models.MLModel(str(package), skip_model_load=True)
     target = coremltools.target.iOS17.value
     active = _apply_graph_pass(model, passes, spec_version=target, skip_model_load=True)

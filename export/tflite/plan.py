@@ -28,8 +28,8 @@ class Plan:
 
     Attributes:
         static: numbers of the operators that read and write int8 codes.
-        dynamic: numbers of linear layers with int8 weights that read and write float; the runtime quantizes their
-            input anew for each run.
+        dynamic: numbers of linear layers with int8 weights that read and write float; the runtime quantizes each row
+            of their input anew for each run.
         groups: tensor → representative of the tensors that must share scale and zero point.
         symmetric: representatives of groups whose zero point must be 0.
         logistic: tensors that hold an int8 LOGISTIC output.
@@ -108,8 +108,7 @@ def _takes_int8(
     if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         return _has_weights(graph, number)
     if name == "FULLY_CONNECTED":
-        # A single row (the heads) costs nothing either way: there dynamic quantization keeps the logits finer.
-        return _has_weights(graph, number) and _rows(graph, inputs[0]) > 1
+        return _has_weights(graph, number) and not _is_finer_by_row(graph, number, produced_int8, consumers)
     if name == "BATCH_MATMUL":
         return len(inputs) == 2
     if name == "LOGISTIC":
@@ -127,6 +126,35 @@ def _takes_int8(
         # A part of the weights, such as a ViT's class token, has codes of another scale than what is joined to it.
         return False
     return name in SAME_CODES and bool(inputs) and all(tensor in produced_int8 for tensor in inputs)
+
+
+def _is_finer_by_row(graph: Graph, number: int, produced_int8: set[int], consumers: dict[int, list[int]]) -> bool:
+    """Tell whether a linear layer is better off with a range per row, taken anew for each run, than with a fixed one.
+
+    It is where no codes are there to read and none are wanted: then it is as fast, and neither what it reads nor what
+    it gives is rounded to one range for all. The values times contexts of MobileViTv2's attention are such an input:
+    products of two activations, whose rows differ by orders of magnitude. The heads, of one row, always are.
+    """
+    operator = graph.operators[number]
+    tensor, output = data_inputs(graph, number)[0], int(operator.outputs[0])
+    if _rows(graph, tensor) == 1:
+        return True
+    columns = int(graph.shape(output)[-1])  # for one column, such as the scores of MobileViTv2, a new range costs more
+    return columns > 1 and tensor not in produced_int8 and _is_read_in_float(graph, output, consumers)
+
+
+def _is_read_in_float(graph: Graph, tensor: int, consumers: dict[int, list[int]]) -> bool:
+    """Tell whether no operator that reads a tensor, moved about or as it is, could do so in int8."""
+    for reader in consumers.get(tensor, []):
+        operator = graph.operators[reader]
+        name, output = graph.name(operator), int(operator.outputs[0])
+        if name in SAME_CODES and not _is_read_in_float(graph, output, consumers):
+            return False
+        if name in WEIGHTED or name in ("BATCH_MATMUL", "LOGISTIC"):
+            return False
+        if name == "ADD" and len(graph.tensors[tensor].shape) == 4:
+            return False
+    return True
 
 
 def silu_inputs(graph: Graph, plan: Plan) -> list[int]:

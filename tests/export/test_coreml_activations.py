@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from edgekit.errors import DataError, UsageError
 from edgekit.export.audit.audit import audit, check_precision
@@ -76,6 +78,47 @@ def test_a_relu_is_a_part_of_its_convolution(tmp_path: Path) -> None:
     assert all(op.outputs[0][0] in coded for op in readers.values()) and not coded & readers.keys()
     want, have = (run_batched(MilSession(path), IMAGES[16:])["logits"] for path in (tmp_path / "half.mlpackage", out))
     assert snr_db(want.astype(np.float64), have.astype(np.float64)) > 15
+
+
+class GateAndSum(nn.Module):
+    """A 1 × 1 convolution that reads values times gates, then separable attention as in MobileViTv2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 4, 4)
+        self.gate, self.gated = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+        self.parts, self.weighed = nn.Conv2d(16, 33, 1), nn.Conv2d(16, 24, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.stem(images)
+        tokens = self.gated(tokens * torch.sigmoid(self.gate(tokens.mean((2, 3), keepdim=True)))).flatten(2)[:, :, None]
+        scores, keys, values = self.parts(tokens).split([1, 16, 16], dim=1)
+        context = (keys * scores.softmax(-1)).sum(-1, keepdim=True)
+        y = self.weighed(values.relu() * context.expand_as(values)).flatten(1)
+        return y.mean(1, keepdim=True), y
+
+
+def test_products_with_sums_and_what_is_cut_apart_stay_half(tmp_path: Path) -> None:
+    """A product with a gate, of 0 to 1, is coded like any other tensor."""
+    export_coreml(GateAndSum().eval(), SIZE, tmp_path / "half.mlpackage")
+    out = tmp_path / "model.w8a8.mlpackage"
+    report = quantize_activations(tmp_path / "half.mlpackage", out, batches)
+    program = MilProgram.load(out)
+    makers = {op.outputs[0][0]: op.type for op in program.operations}
+    readers = {
+        str(name): op.type for op in program.operations for key in ("x", "input") for name in op.inputs.get(key, ())
+    }
+    reads = {
+        op.outputs[0][1].shape[1]: makers[str(op.inputs["x"][0])] for op in program.operations if op.type == "conv"
+    }
+    assert reads == {16: "dequantize", 33: "dequantize", 24: "mul"}
+    (parts,) = (op for op in program.operations if op.type == "conv" and op.outputs[0][1].shape[1] == 33)
+    assert readers[parts.outputs[0][0]] == "split" and report.coded["conv"] == 4
+    assert check_precision(audit(out), "w8a8") == ()
+    shown = [run_batched(MilSession(file), IMAGES[16:])["embedding"] for file in (tmp_path / "half.mlpackage", out)]
+    want, have = (values.astype(np.float64) for values in shown)
+    assert snr_db(want, have) > 30
 
 
 def number(program: MilProgram, argument: str | Constant) -> float:

@@ -33,7 +33,7 @@ MEANING: Mapping[Format, Mapping[Precision, str]] = {
         "fp32": "float32 weights and arithmetic",
         "fp16": "float16 weights, float32 arithmetic",
         "int8": "static: 8-bit convolutions, linear layers, attention products and activations; softmax and norms "
-        "float",
+        "float; linear layers that read and give float have a range per row",
         "mixed": "static int8, but the convolutions that cost most accuracy stay float",
         "dynamic": "8-bit weights; the runtime quantizes activations anew for each picture",
         "w8": "8-bit weights per channel; float32 arithmetic",

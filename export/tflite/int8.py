@@ -31,7 +31,8 @@ TfliteMode = Literal["static", "mixed", "dynamic", "weight-only", "naive"]
 Batches = Callable[[], Iterable[FloatArray]]
 
 MODES: Mapping[TfliteMode, str] = {
-    "static": "int8 wherever XNNPACK runs it, in one partition: convolutions, linear layers, attention products, SiLU",
+    "static": "int8 wherever XNNPACK runs it, in one partition: convolutions, linear layers, attention products, SiLU; "
+    "linear layers that read and give float take a range per row",
     "mixed": "static, but the convolutions that cost most accuracy stay float, as measured on calibration images",
     "dynamic": "int8 weights; the runtime quantizes activations anew for each run",
     "weight-only": "int8 weights, dequantized to float arithmetic: for size alone",

@@ -170,7 +170,7 @@ def _is_times_sum(name: str, program: MilProgram) -> bool:
     """Tell whether a tensor is a product with a sum over tokens: MobileViTv2's values times contexts.
 
     Its rows differ by orders of magnitude, from picture to picture, too; one range for all was a third of the noise of
-    a whole W8A8 mobilevitv2_050 (LOG.md).
+    one whole W8A8 mobilevitv2_050 (LOG.md).
     """
     makers = {op.outputs[0][0]: op for op in program.operations}
     product = makers.get(name)

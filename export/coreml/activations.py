@@ -112,7 +112,14 @@ def quantize_activations(
     """
     config = config or ActivationConfig()
     program = MilProgram.load(float_package)
-    operations = [op for op in program.operations if op.type in config.operations and _is_coded(op, program, config)]
+    makers = {op.outputs[0][0]: op for op in program.operations}
+    operations = [
+        op
+        for op in program.operations
+        if op.type in config.operations
+        and _is_coded(op, program, config)
+        and not any(_is_times_sum(name, makers) for name in _names(op, "x"))
+    ]
     if not operations:
         raise UsageError(f"{float_package.name} has no {' or '.join(config.operations)} to quantize; use w8 or fp16")
     coded = Coded.of(operations, program)
@@ -160,19 +167,16 @@ def _is_coded(op: Operation, program: MilProgram, config: ActivationConfig) -> b
         return False
     if any(name in program.constants for key in ("x", "y") for name in _names(op, key)):
         return False
-    if op.type != "add" and _is_times_sum(_names(op, "x")[0], program):
-        return False
     shape = op.outputs[0][1].shape
     return config.heads or op.type != "linear" or int(np.prod([side or 1 for side in shape[:-1]])) > 1
 
 
-def _is_times_sum(name: str, program: MilProgram) -> bool:
+def _is_times_sum(name: str, makers: Mapping[str, Operation]) -> bool:
     """Tell whether a tensor is a product with a sum over tokens: MobileViTv2's values times contexts.
 
     Its rows differ by orders of magnitude, from picture to picture, too; one range for all was a third of the noise of
     one whole W8A8 mobilevitv2_050 (LOG.md).
     """
-    makers = {op.outputs[0][0]: op for op in program.operations}
     product = makers.get(name)
     if product is None or product.type != "mul":
         return False

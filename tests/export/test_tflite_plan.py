@@ -20,14 +20,14 @@ from tests.export.nets_for_tests import pictures
 
 SIZE = 32
 SMALL = 1 / 50
-"""What the upper half of the tokens is multiplied by; its products are less than a step of a range for all."""
+"""What the upper half of the tokens is multiplied by; its squares are less than a step of a range for all."""
 SNR_DB = 25.0
 
 
-class Products(nn.Module):
-    """64 tokens of 32 channels, their products with themselves, two linear layers on them, and the tokens' squares.
+class Squares(nn.Module):
+    """64 tokens of 32 channels, a linear layer on their squares, another on its sum with the tokens, and a head.
 
-    The upper half of the tokens is small. Behind the second layer is a SiLU, which runs in int8, or else a softmax.
+    The upper half of the tokens is small. Behind the layer on the sum is a SiLU, which runs in int8, or else a softmax.
     """
 
     def __init__(self, *, silu: bool) -> None:
@@ -35,13 +35,13 @@ class Products(nn.Module):
         torch.manual_seed(0)
         self.patches = nn.Conv2d(3, 32, 4, 4)
         self.scale = nn.Parameter(torch.tensor([SMALL, 1.0]).repeat_interleave(32)[:, None])
-        self.first, self.second, self.head = nn.Linear(32, 32), nn.Linear(32, 32, bias=False), nn.Linear(32, 4)
+        self.on_sum, self.on_squares, self.head = nn.Linear(32, 32), nn.Linear(32, 32, bias=False), nn.Linear(32, 4)
         self.act: nn.Module = nn.SiLU() if silu else nn.Softmax(dim=-1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.patches(images).permute(0, 2, 3, 1).reshape(-1, 32) * self.scale
-        products = self.second(tokens * tokens)
-        return self.head(self.act(self.first(products + tokens)).mean(0, keepdim=True)), products
+        mixed = self.on_squares(tokens * tokens)
+        return self.head(self.act(self.on_sum(mixed + tokens)).mean(0, keepdim=True)), mixed
 
 
 def batches() -> Iterator[FloatArray]:
@@ -50,7 +50,7 @@ def batches() -> Iterator[FloatArray]:
 
 def planned(silu: bool, folder: Path) -> tuple[Path, Graph, Plan]:
     path = folder / "float.tflite"
-    convert_float(Products(silu=silu).eval(), SIZE, path)
+    convert_float(Squares(silu=silu).eval(), SIZE, path)
     graph = Graph.read(path)
     return path, graph, plan_static(graph)
 
@@ -60,9 +60,9 @@ def test_by_row_where_no_codes_are_read_or_wanted(silu: bool, tmp_path: Path) ->
     _, graph, plan = planned(silu, tmp_path)
     linear = [n for n, operator in enumerate(graph.operators) if graph.name(operator) == "FULLY_CONNECTED"]
     assert len(linear) == 3
-    second, first, head = linear
-    assert {second, head} <= plan.dynamic
-    assert (first in plan.static) == silu and (first in plan.dynamic) != silu
+    on_squares, on_sum, head = linear
+    assert {on_squares, head} <= plan.dynamic
+    assert (on_sum in plan.static) == silu and (on_sum in plan.dynamic) != silu
 
 
 def test_small_rows_keep_their_digits(tmp_path: Path) -> None:

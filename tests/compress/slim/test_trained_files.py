@@ -49,7 +49,8 @@ def trained(plain: Student, config: QatConfig) -> tuple[Student, tuple[str, ...]
     calibrate(model, lambda: batches(CALIBRATION), RangeConfig())
     left: tuple[str, ...] = ()
     if config.precision == "mixed":
-        left = tuple({*worst_convolutions(model, torch.from_numpy(CALIBRATION)), BEFORE_TOKENS})
+        worst = worst_convolutions(model, torch.from_numpy(CALIBRATION))
+        left = tuple(dict.fromkeys((*worst, BEFORE_TOKENS)))
         leave_float(model, left)
     learn_ranges(model)
     with torch.no_grad():

@@ -168,12 +168,14 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
     if precision in ("fp32", "fp16"):
         make_float(out, precision)
         return
-    if precision == "w8a8":
+    if precision in ("w8a8", "mixed"):
         from edgekit.export.coreml.activations import ActivationConfig, quantize_activations
 
         base = float_file(conversion.work, "coreml", make_float)
-        config = ActivationConfig(trained=conversion.trained_for("coreml", precision))
-        report = quantize_activations(base, out, conversion.batches, config)
+        trained = conversion.trained_for("coreml", precision)
+        report = quantize_activations(
+            base, out, conversion.batches, ActivationConfig(mixed=precision == "mixed", trained=trained)
+        )
         conversion.keep("coreml", report.statistics)
     elif precision in ("int8", "w8"):
         rounded = float_file(

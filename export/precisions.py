@@ -46,6 +46,7 @@ MEANING: Mapping[Format, Mapping[Precision, str]] = {
         "w8": "8-bit weights per channel, float16 arithmetic",
         "w8a8": "static: 8-bit weights per channel and 8-bit activations in convolutions and linear layers, the rest "
         "float16",
+        "mixed": "static as w8a8, but the activations that cost most accuracy stay float16",
         "palette8": "weights from 256 values per layer (k-means), float16 arithmetic",
         "palette6": "weights from 64 values per layer (k-means), float16 arithmetic",
         "palette4": "weights from 16 values per layer (k-means), float16 arithmetic",

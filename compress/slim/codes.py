@@ -106,6 +106,26 @@ class ActivationCodes(nn.Module):
         return self.scale, least, 127 - self.zero_point
 
 
+class LeftFloat(nn.Module):
+    """In the place of the codes of a tensor that a `mixed` file leaves float.
+
+    Attributes:
+        name: that of the codes.
+        observer: is told the name and the tensor that passes.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.observer: Callable[[str, Tensor], None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of any shape as it is."""
+        if self.observer is not None:
+            self.observer(self.name, x)
+        return x
+
+
 class CodedSiLU(nn.Module):
     """x · σ(x) with σ(x) rounded to 256 codes of [0, 1): LiteRT's LOGISTIC has these codes and no others.
 
@@ -219,9 +239,9 @@ def without_codes(model: nn.Module) -> None:
     model._modules.pop("learned_ranges", None)
 
 
-def take_out(module: nn.Module) -> None:
-    """Take the codes of its inputs and outputs out of `module`."""
+def take_out(module: nn.Module, *kinds: str) -> None:
+    """Take the codes of its inputs and outputs out of `module`, or only "input_codes" or "output_codes"."""
     for kind, hooks in (("input_codes", module._forward_pre_hooks), ("output_codes", module._forward_hooks)):
-        if kind in module._modules:
+        if kind in module._modules and kind in (kinds or (kind,)):
             del module._modules[kind]
             hooks.clear()

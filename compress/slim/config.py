@@ -29,8 +29,8 @@ class QatConfig:
     Attributes:
         runtime: whose int8 file is simulated. LiteRT's holds all that ONNX Runtime's does in 8 bits, and more, but what
             weights learn to make up for one set of roundings is noise to the other.
-        precision: of that file, as `edgekit export` names it. In LiteRT's "mixed" the convolutions that cost most
-            accuracy stay float.
+        precision: of that file, as `edgekit export` names it, but that Core ML's w8a8 is "int8" here. In a "mixed" one
+            the layers that cost most accuracy stay float.
         calibration_images: training pictures that set the ranges, chosen as `edgekit export` chooses them.
         learn_ranges: train the ranges with the weights; else they stay as calibration sets them.
     """
@@ -51,10 +51,8 @@ class QatConfig:
         if self.precision not in get_args(Precision):
             known = did_you_mean(self.precision, get_args(Precision))
             raise UsageError(f"--precision '{self.precision}' cannot be trained for; {known}")
-        if self.precision == "mixed" and self.runtime != "tflite":
-            raise UsageError(
-                f"--precision mixed is trained for with --runtime tflite, not {self.runtime}; leave it out"
-            )
+        if self.precision == "mixed" and self.runtime == "onnx":
+            raise UsageError("--precision mixed is trained for with --runtime tflite or coreml, not onnx; leave it out")
 
 
 @dataclass(frozen=True)

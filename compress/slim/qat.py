@@ -13,7 +13,7 @@ from edgekit.compress.slim.calibrate import calibrate
 from edgekit.compress.slim.codes import learn_ranges, record_ranges, without_codes
 from edgekit.compress.slim.config import QatConfig
 from edgekit.compress.slim.folding import folded, write_back
-from edgekit.compress.slim.kept_float import leave_float, worst_convolutions
+from edgekit.compress.slim.kept_float import leave_float, worst_units
 from edgekit.compress.slim.simulate import simulate
 from edgekit.data import ImageDataset
 from edgekit.errors import UsageError
@@ -34,7 +34,7 @@ class Prepared8Bit:
     Attributes:
         student: folded, with fake quantization, its ranges set.
         facts: what was done, for run.json.
-        float_layers: units that stay float.
+        float_layers: what stays float, by name.
     """
 
     student: Student
@@ -62,8 +62,8 @@ def with_fake_quantization(student: Student, dataset: ImageDataset | ShardDatase
     calibrate(model, batches)
     float_layers: tuple[str, ...] = ()
     if config.precision == "mixed":
-        float_layers = worst_convolutions(model, torch.from_numpy(pictures[:SENSITIVITY_IMAGES]))
-        leave_float(model, float_layers)
+        float_layers = worst_units(model, config.runtime, torch.from_numpy(pictures[:SENSITIVITY_IMAGES]))
+        leave_float(model, config.runtime, float_layers)
     ranges = {name: [round(low, 6), round(high, 6)] for name, (low, high) in record_ranges(model).items()}
     if config.learn_ranges:
         learn_ranges(model)

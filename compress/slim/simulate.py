@@ -195,7 +195,7 @@ def _for_onnx(student: Student) -> None:
     for _, conv in layers[:leading]:
         code_weights(conv, as_half=True)
     coded = dict(layers[leading:])
-    ends = _ends(student)
+    ends = ends_of(student)
     for name, conv in coded.items():
         code_input(conv, ActivationCodes(f"{name}.in"))
         code_weights(conv)
@@ -215,7 +215,7 @@ def _for_onnx(student: Student) -> None:
 def _for_coreml(student: Student) -> None:
     modules = list(student.backbone.named_modules())
     floored = {id(layer) for _, module in modules for layer in _read_by_silu(module)}
-    ends = _ends(student)
+    ends = ends_of(student)
     attentions = [module for _, module in modules if isinstance(module, LinearSelfAttention)]
     parts, projections = {id(a.qkv_proj) for a in attentions}, {id(a.out_proj) for a in attentions}
     for name, module in modules:
@@ -239,7 +239,7 @@ def _read_by_silu(module: nn.Module) -> list[nn.Module]:
     return [module.fc1] if isinstance(module, Mlp | ConvMlp) and isinstance(module.norm, nn.Identity) else []
 
 
-def _ends(student: Student) -> dict[nn.Module, nn.Module]:
+def ends_of(student: Student) -> dict[nn.Module, nn.Module]:
     """Return by layer what its output is coded after: the ReLU that clamps it, or itself."""
     modules = list(student.backbone.modules())
     layers = {module: module for module in modules if isinstance(module, nn.Conv2d | nn.Linear)}

@@ -40,7 +40,7 @@ _OF_QAT = ("runtime", "precision", "hold_ranges", "calibration_images")
     default="int8",
     show_default=True,
     help="With --qat: of the file that is simulated, to be exported with the same: int8 (Core ML: w8a8), or mixed "
-    "(tflite: the convolutions that cost most accuracy stay float).",
+    "(tflite, coreml: what costs most accuracy stays float).",
 )
 @click.option(
     "--hold-ranges",

@@ -31,6 +31,9 @@ FAR = 0.02
 """Fingerprints of one tensor are nearer than this share of its root mean square, in float16 as well; of the known ones
 the nearest is taken."""
 
+SAME = 1e-4
+"""Fingerprints of the same numbers in another order, within one file, are nearer than that."""
+
 Fingerprint = tuple[float, ...]
 
 
@@ -58,7 +61,8 @@ class TrainedCodes:
         runtime: whose file was simulated: "tflite", "onnx" or "coreml".
         precision: of that file, by edgekit's name.
         ranges: of its activations.
-        float_layers: name and fingerprint of the output of each convolution that the file leaves float.
+        float_layers: name and fingerprint of what the file leaves float: the outputs of convolutions, in Core ML single
+            activations.
     """
 
     runtime: str
@@ -102,18 +106,18 @@ class TrainedCodes:
         return found
 
     def float_tensors_in(self, run: Run, image_size: int) -> set[str]:
-        """Return the outputs of the convolutions that stay float, by the net's own names.
+        """Return the tensors that stay float, by the net's own names.
 
         Raises:
             LoadError: one of them is not there; the weights are not those of these ranges.
         """
         seen = fingerprints(run, image_size)
-        found = set()
+        found: set[str] = set()
         for layer, fingerprint in self.float_layers:
             nearest = min(seen, key=lambda name: distance(seen[name], fingerprint))
             if distance(seen[nearest], fingerprint) > FAR:
-                raise LoadError(f"the file has no convolution that computes what '{layer}' of the student does")
-            found.add(nearest)
+                raise LoadError(f"the file computes nowhere what '{layer}' of the student does")
+            found.update(name for name in seen if distance(seen[name], seen[nearest]) < SAME)
         return found
 
 

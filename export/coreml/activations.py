@@ -8,7 +8,7 @@ fed by the interpreter, which runs the same program on any machine.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from edgekit.export.calibration.measured import CANDIDATES, MEASURED_IMAGES, Ran
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.calibration.statistics import Histograms, Observe, collect
 from edgekit.export.calibration.trained import TrainedCodes
+from edgekit.export.choice.sensitivity import SENSITIVITY_IMAGES
 from edgekit.export.coreml.convert import coremltools_module, save_package
 from edgekit.export.coreml.measured import TriedRanges
+from edgekit.export.coreml.sensitivity import worst_tensors
 from edgekit.export.mil.interpreter import MilProgram
 from edgekit.export.mil.program import Operation
 from edgekit.export.quiet import quiet
@@ -49,12 +51,15 @@ class ActivationConfig:
         operations: types of operations whose inputs and outputs are coded, of `CODED`. Sums cost more than they bring:
             residual sums of tokens, which norms read, would be rounded.
         heads: code the linear layers that read one row, too.
-        trained: ranges that the weights were trained with, for this file.
+        mixed: leave the activations that cost most accuracy float16. An operation that reads one computes in float16;
+            one that only gives one still computes in 8 bits.
+        trained: ranges that the weights were trained with, for this file, and with `mixed` what stays float16.
     """
 
     ranges: RangeConfig | None = None
     operations: tuple[str, ...] = ("conv", "linear")
     heads: bool = False
+    mixed: bool = False
     trained: TrainedCodes | None = None
 
 
@@ -76,18 +81,28 @@ class Coded:
         inputs = tuple(op.outputs[0][0] for op in operations)
         return cls(inputs, tuple(name for name in inputs if name not in cut))
 
+    def without(self, tensors: Collection[str], program: MilProgram) -> Coded:
+        """Return where codes go if some tensors have none: not behind what reads one of them, either, as coremltools
+        wants them before an operation or not at all."""
+        reading = {op.outputs[0][0] for op in program.operations if any(name in tensors for name in _names(op, "x"))}
+        giving = {op.outputs[0][0] for op in program.operations if _end(op, program) in tensors}
+        inputs = tuple(name for name in self.inputs if name not in reading)
+        return Coded(inputs, tuple(name for name in self.outputs if name not in reading | giving))
+
 
 @dataclass(frozen=True)
 class ActivationReport:
     """What came out.
 
     Attributes:
-        coded: operations whose inputs, and mostly outputs, are 8-bit codes, by type.
+        coded: numbers of operations whose inputs, and mostly outputs, are 8-bit codes, by type.
         statistics: of the activations on the calibration images.
+        kept: activations that `mixed` left float16, by the names of the tensors.
     """
 
     coded: Mapping[str, int]
     statistics: Histograms
+    kept: tuple[str, ...] = ()
 
 
 def quantize_activations(
@@ -123,18 +138,27 @@ def quantize_activations(
     if not operations:
         raise UsageError(f"{float_package.name} has no {' or '.join(config.operations)} to quantize; use w8 or fp16")
     coded = Coded.of(operations, program)
-    run = _runner(program, _tensors(operations, coded, program))
+    tensors = _tensors(operations, coded, program)
+    run = _runner(program, tensors)
     statistics = collect(run, batches)
     if config.trained is not None:
         size = next(iter(program.inputs.values())).shape[2] or 0
         ranges = statistics.ranges(config.ranges) | config.trained.ranges_in(run, size)
-        _write(float_package, coded, _floored(program, ranges), out)
     elif config.ranges is not None:
-        _write(float_package, coded, _floored(program, statistics.ranges(config.ranges)), out)
+        ranges = statistics.ranges(config.ranges)
     else:
-        _write_nearest(float_package, coded, statistics, batches, out)
-    counts = {kind: sum(op.type == kind for op in operations) for kind in config.operations}
-    return ActivationReport(counts, statistics)
+        ranges = _nearest(float_package, coded, statistics, batches)
+    kept: tuple[str, ...] = ()
+    if config.mixed:
+        if config.trained is not None:
+            kept = tuple(sorted(config.trained.float_tensors_in(run, size)))
+        else:
+            kept = _worst(float_package, coded, _floored(program, ranges), batches)
+        coded = coded.without(kept, program)
+    _write(float_package, coded, _floored(program, ranges), out)
+    reading = [op.type for op in operations if op.outputs[0][0] in coded.inputs]
+    counts = {kind: reading.count(kind) for kind in config.operations}
+    return ActivationReport(counts, statistics, kept)
 
 
 def _floored(program: MilProgram, ranges: Ranges) -> Ranges:
@@ -150,15 +174,22 @@ def _write(float_package: Path, coded: Coded, ranges: Ranges, out: Path) -> None
         save_package(_insert(float_package, coded, ranges), out)
 
 
-def _write_nearest(float_package: Path, coded: Coded, statistics: Histograms, batches: Batches, out: Path) -> None:
-    """Write the package with those ranges with which it is nearest to the float one on calibration images."""
+def _nearest(float_package: Path, coded: Coded, statistics: Histograms, batches: Batches) -> Ranges:
+    """Return those ranges with which the package is nearest to the float one on calibration images."""
     program = MilProgram.load(float_package)
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "first.mlpackage"
         _write(float_package, coded, _floored(program, statistics.ranges(CANDIDATES[0])), first)
         tried = TriedRanges(first, float_package, first_images(batches, MEASURED_IMAGES))
-        ranges = nearest_ranges(statistics, lambda ranges: tried.noise(_floored(program, ranges)))
-    _write(float_package, coded, _floored(program, ranges), out)
+        return nearest_ranges(statistics, lambda ranges: tried.noise(_floored(program, ranges)))
+
+
+def _worst(float_package: Path, coded: Coded, ranges: Ranges, batches: Batches) -> tuple[str, ...]:
+    """Return the tensors that cost most on calibration images."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.mlpackage"
+        _write(float_package, coded, ranges, whole)
+        return worst_tensors(whole, ranges, first_images(batches, SENSITIVITY_IMAGES))
 
 
 def _is_coded(op: Operation, program: MilProgram, config: ActivationConfig) -> bool:
@@ -189,12 +220,19 @@ def _tensors(operations: Iterable[Operation], coded: Coded, program: MilProgram)
     """Return the names of all tensors that need a range; of a picture the scaled pixels."""
     found = set(coded.outputs)
     for op in operations:
-        found.update(
-            r.outputs[0][0] for r in program.operations if r.type in FUSED and op.outputs[0][0] in _names(r, "x")
-        )
+        found.update(_fused(op, program))
         for key in ("x", "y") if op.type == "add" else ("x",):
             found.update(_names(op, key))
     return found
+
+
+def _end(op: Operation, program: MilProgram) -> str:
+    """Return the name of what an operation gives, with the activation that counts as a part of it."""
+    return next(_fused(op, program), op.outputs[0][0])
+
+
+def _fused(op: Operation, program: MilProgram) -> Iterator[str]:
+    return (r.outputs[0][0] for r in program.operations if r.type in FUSED and op.outputs[0][0] in _names(r, "x"))
 
 
 def _names(op: Operation, key: str) -> list[str]:

@@ -31,11 +31,11 @@ class TriedRanges:
 
     def __init__(self, coded: Path, float_package: Path, images: FloatArray) -> None:
         self._package, self._images = read_package(coded), images
-        self._want = _outputs(MilProgram.load(float_package), images)
+        self._want = outputs(MilProgram.load(float_package), images)
 
     def noise(self, ranges: Ranges) -> float:
         """Return what the package with these ranges is off the float one; see `noise_share`."""
-        return noise_share(self._want, _outputs(MilProgram(with_ranges(self._package, ranges)), self._images))
+        return noise_share(self._want, outputs(MilProgram(with_ranges(self._package, ranges)), self._images))
 
 
 def with_ranges(package: Package, ranges: Mapping[str, tuple[float, float]]) -> Package:
@@ -82,8 +82,8 @@ def _constant(value: NDArray[np.generic], dtype: str) -> Constant:
     return Constant(TensorType(dtype), value, value.nbytes)
 
 
-def _outputs(program: MilProgram, images: FloatArray) -> list[Values]:
-    """Return the outputs that are tensors, (N, values) each."""
+def outputs(program: MilProgram, images: FloatArray) -> list[Values]:
+    """Return the outputs of a program that are tensors, (N, values) each, for images (N, 3, H, W) in [0, 1]."""
     (entry,) = program.inputs.values()
     names = [name for name, feature in program.outputs.items() if feature.kind == "tensor"]
     rows = entry.shape[0] or 1

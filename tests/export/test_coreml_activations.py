@@ -121,6 +121,47 @@ def test_products_with_sums_and_what_is_cut_apart_stay_half(tmp_path: Path) -> N
     assert snr_db(want, have) > 30
 
 
+class Outlier(nn.Module):
+    """Five convolutions, the third of which gives one channel far from the others, which the fourth does not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sides = ((3, 16, 4), (16, 16, 1), (16, 16, 1), (16, 16, 1), (16, 24, 1))
+        self.layers = nn.ModuleList(nn.Conv2d(given, made, side, side) for given, made, side in sides)
+        with torch.no_grad():
+            self.layers[2].bias[5] = 100
+            self.layers[3].weight[:, 5] = 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        y = images
+        for layer in self.layers:
+            y = torch.tanh(layer(y)) if layer is self.layers[0] else layer(y)
+        y = y.mean((2, 3))
+        return y[:, :1], y
+
+
+def test_mixed_leaves_float16_what_one_range_serves_worst(tmp_path: Path) -> None:
+    """Weights stay in 8 bits everywhere; so few multiplications of codes are still a mixed file's."""
+    export_coreml(Outlier().eval(), SIZE, tmp_path / "half.mlpackage")
+    want = run_batched(MilSession(tmp_path / "half.mlpackage"), IMAGES[16:])["embedding"].astype(np.float64)
+    noise = {}
+    for mixed in (False, True):
+        out = tmp_path / f"{mixed}.mlpackage"
+        report = quantize_activations(tmp_path / "half.mlpackage", out, batches, ActivationConfig(mixed=mixed))
+        noise[mixed] = snr_db(want, run_batched(MilSession(out), IMAGES[16:])["embedding"].astype(np.float64))
+    program = MilProgram.load(out)
+    makers = {op.outputs[0][0]: op.type for op in program.operations}
+    convolutions = [op for op in program.operations if op.type == "conv"]
+    # what the third gives is float16, and so what the fourth reads
+    assert report.kept == (convolutions[2].outputs[0][0],) and report.coded["conv"] == 4
+    reads = [makers[str(op.inputs["x"][0])] for op in convolutions]
+    assert [kind == "dequantize" for kind in reads] == [True, True, True, False, True]
+    stored = {group.dtype: group.elements for group in audit(out).weights}
+    assert stored["int8"] == 16 * 3 * 16 + 3 * 16 * 16 + 24 * 16
+    assert noise[True] > noise[False] + 20 and check_precision(audit(out), "mixed") == ()
+
+
 def number(program: MilProgram, argument: str | Constant) -> float:
     """Return a constant of one element, which a package holds by name or in place."""
     constant = program.constants[argument] if isinstance(argument, str) else argument

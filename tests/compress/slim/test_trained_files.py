@@ -15,7 +15,7 @@ from edgekit.compress.slim.calibrate import calibrate
 from edgekit.compress.slim.codes import activation_points, learn_ranges
 from edgekit.compress.slim.config import QatConfig
 from edgekit.compress.slim.folding import folded
-from edgekit.compress.slim.kept_float import leave_float, worst_convolutions
+from edgekit.compress.slim.kept_float import leave_float, worst_units
 from edgekit.compress.slim.record import trained_codes
 from edgekit.compress.slim.simulate import Precision, Runtime, simulate
 from edgekit.compress.slim.weight_codes import CodedConv2d
@@ -31,27 +31,28 @@ from tests.compress.slim.students_for_tests import SIZE, batches, shallow_studen
 from tests.compress.slim.test_simulate import far, scales_in
 from tests.tolerances import SCALES_OF_A_FILE, SIMULATED_GAIN_DB
 
-BEFORE_TOKENS = "stages.2.1.conv_kxk"
-"""The layer of tokens behind it then reads and gives float."""
+BEFORE_TOKENS: Mapping[Runtime, str] = {"tflite": "stages.2.1.conv_kxk", "coreml": "stages.2.1.conv_kxk.conv.out"}
+"""The layer of tokens behind it then reads and gives float in LiteRT."""
 CALIBRATION = some(16)
 SHOWN = some(16, seed=1)
 PRECISIONS: Mapping[tuple[Runtime, Precision], FilePrecision] = {
     ("onnx", "int8"): "int8",
     ("coreml", "int8"): "w8a8",
     ("tflite", "int8"): "int8",
+    ("coreml", "mixed"): "mixed",
     ("tflite", "mixed"): "mixed",
 }
 
 
 def trained(plain: Student, config: QatConfig) -> tuple[Student, tuple[str, ...]]:
-    """Return a simulation whose every range has moved by a factor of its own, and the units that it leaves float."""
+    """Return a simulation whose every range has moved by a factor of its own, and what it leaves float."""
     model = simulate(folded(plain, config.runtime), config.runtime).eval()
     calibrate(model, lambda: batches(CALIBRATION), RangeConfig())
     left: tuple[str, ...] = ()
     if config.precision == "mixed":
-        worst = worst_convolutions(model, torch.from_numpy(CALIBRATION))
-        left = tuple(dict.fromkeys((*worst, BEFORE_TOKENS)))
-        leave_float(model, left)
+        worst = worst_units(model, config.runtime, torch.from_numpy(CALIBRATION))
+        left = tuple(dict.fromkeys((*worst, BEFORE_TOKENS[config.runtime])))
+        leave_float(model, config.runtime, left)
     learn_ranges(model)
     with torch.no_grad():
         for number, parameter in enumerate(model.learned_ranges.parameters()):
@@ -64,6 +65,7 @@ def trained(plain: Student, config: QatConfig) -> tuple[Student, tuple[str, ...]
     [
         ("onnx", "int8", "mobilevit_xxs"),
         ("coreml", "int8", "mobilevit_xxs"),
+        ("coreml", "mixed", "mobilevitv2_050"),
         pytest.param("tflite", "int8", "mobilevit_xxs", marks=pytest.mark.slow),
         pytest.param("tflite", "mixed", "mobilevit_xxs", marks=pytest.mark.slow),
         pytest.param("tflite", "mixed", "mobilevitv2_050", marks=pytest.mark.slow),
@@ -93,7 +95,7 @@ def test_what_stays_float_is_what_a_file_would_leave() -> None:
     plain = student()
     model = simulate(folded(plain), "tflite").eval()
     names = ("stem", "stages.1.0.conv3_1x1")
-    leave_float(model, names)
+    leave_float(model, "tflite", names)
     convolutions = {name: module for name, module in model.backbone.named_modules() if isinstance(module, CodedConv2d)}
     points = {point.name for point in activation_points(model)}
     assert "stem.conv" not in convolutions and "stages.1.0.conv3_1x1.conv" not in convolutions
@@ -102,20 +104,21 @@ def test_what_stays_float_is_what_a_file_would_leave() -> None:
     # the first block of stage 1 has no shortcut; the sums of the next two begin with what it gives
     assert {"stages.1.1.sum", "stages.1.2.sum"}.isdisjoint(points)
     others = simulate(folded(plain), "tflite")
-    leave_float(others, ("stages.0.0.conv1_1x1",))
+    leave_float(others, "tflite", ("stages.0.0.conv1_1x1",))
     assert {"stages.1.1.sum", "stages.1.2.sum"} <= {point.name for point in activation_points(others)}
 
 
-def test_the_units_of_most_noise_are_found() -> None:
+@pytest.mark.parametrize(
+    ("runtime", "spoilt"), [("tflite", "stages.1.1.conv2_kxk"), ("coreml", "stages.1.1.conv2_kxk.conv.out")]
+)
+def test_the_units_of_most_noise_are_found(runtime: Runtime, spoilt: str) -> None:
     plain = shallow_student()
-    model = simulate(folded(plain), "tflite").eval()
+    model = simulate(folded(plain, runtime), runtime).eval()
     calibrate(model, lambda: batches(CALIBRATION), RangeConfig())
     before = torch_outputs(model)
-    spoilt = "stages.1.1.conv2_kxk"
-    unit = model.backbone.get_submodule(spoilt)
-    point = unit.conv.output_codes
+    (point,) = (p for p in activation_points(model) if p is model.backbone.stages[1][1].conv2_kxk.conv.output_codes)
     point.span(point.low / 20, point.high / 20)
-    assert worst_convolutions(model, torch.from_numpy(CALIBRATION))[0] == spoilt
+    assert worst_units(model, runtime, torch.from_numpy(CALIBRATION))[0] == spoilt
     point.span(point.low * 20, point.high * 20)
     np.testing.assert_array_equal(torch_outputs(model), before)  # looking changes nothing
 

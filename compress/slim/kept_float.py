@@ -60,10 +60,10 @@ def worst_units(student: Student, runtime: Runtime, images: Tensor) -> tuple[str
 
 
 def leave_float(student: Student, runtime: Runtime, names: Sequence[str]) -> None:
-    """Take the codes out of some units of a simulated student, calibrated for Core ML, and of what follows; in place.
+    """Take the codes out of some units of a simulated student, and out of what follows from them; in place.
 
-    In LiteRT a sum is in 8 bits only if both that are added are, as in `edgekit.export.tflite.plan`. What reads a
-    tensor that is float now rounds it itself.
+    For Core ML the student is calibrated: codes of one range hold one tensor. In LiteRT a sum is in 8 bits only if both
+    that are added are, as in `edgekit.export.tflite.plan`. What reads a tensor that is float now rounds it itself.
     """
     units = _units(student, runtime)
     if runtime == "coreml":

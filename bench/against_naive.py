@@ -23,8 +23,8 @@ from edgekit.bench.naive_files import Pictures, Variant, lively_student, make_fi
 from edgekit.bench.statistics import Speedup, paired_speedup, summarize
 from edgekit.errors import UsageError
 from edgekit.exits import run_command
+from edgekit.export.config import ExportConfig
 from edgekit.export.deploy import DeployModel, TorchSession
-from edgekit.export.export import ExportConfig
 from edgekit.export.export_data import run_dataset
 from edgekit.export.export_pictures import ExportPictures
 from edgekit.export.parity import Parity, compare_outputs

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.errors import UsageError, did_you_mean
+from edgekit.export.config import OUTPUTS, chosen_outputs
 from edgekit.export.session import FloatArray, RuntimeInfo
 from edgekit.models.student import Student
-
-OUTPUTS = ("logits", "embedding")
 
 
 class DeployedPictures(nn.Module):
@@ -28,20 +26,6 @@ class DeployedPictures(nn.Module):
     outputs: tuple[str, ...]
     rows: int
     image_size: int
-
-
-def chosen_outputs(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the outputs of a classifier's file.
-
-    Raises:
-        UsageError: an output that is not known, or none.
-    """
-    for name in names:
-        if name not in OUTPUTS:
-            raise UsageError(f"--outputs '{name}' is not known; {did_you_mean(name, OUTPUTS)}")
-    if not names or len(set(names)) != len(names):
-        raise UsageError(f"--outputs needs one or both of {', '.join(OUTPUTS)}, each once")
-    return tuple(names)
 
 
 class DeployModel(DeployedPictures):

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from edgekit.export.calibration.trained import read_trained
 from edgekit.export.choice.auto import choose_precision
 from edgekit.export.choice.candidates import ChoiceConfig
 from edgekit.export.choice.table import COLUMNS, table_rows, title
-from edgekit.export.deploy import OUTPUTS, DeployModel, TorchSession
+from edgekit.export.config import ExportConfig
+from edgekit.export.deploy import DeployModel, TorchSession
 from edgekit.export.export_clips import ExportClips
 from edgekit.export.export_data import run_dataset
 from edgekit.export.export_pictures import ExportPictures
@@ -41,9 +42,7 @@ from edgekit.export.manifest import (
     statistics_name,
 )
 from edgekit.export.model_card import model_card
-from edgekit.export.parity import Precision
 from edgekit.export.records import LIBRARIES, record_of, run_facts, versions_of
-from edgekit.export.runtimes import Format
 from edgekit.export.session import run_batched
 from edgekit.listing import name_some
 from edgekit.models.checkpoint import load_student, student_file
@@ -51,40 +50,6 @@ from edgekit.models.complexity import measure_complexity
 from edgekit.models.spec import StudentSpec
 from edgekit.models.student import Student
 from edgekit.terminal import Terminal, human_bytes
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What to export.
-
-    Attributes:
-        run: run folder or checkpoint.
-        output: the bundle folder.
-        formats, precisions: every combination is made.
-        auto: choose one quantized file for each format, by measurement.
-        max_drop: points of accuracy (0 to 100) that the chosen one may lose against fp32.
-        data: pictures for calibration and comparison; None takes the data that the run was trained on.
-        val_fraction: as for distill, of `data` that do not come split; None takes the run's.
-        outputs: of the files, in order.
-        calibration_images: training pictures that set the INT8 ranges.
-        comparison_images: validation pictures on which every file is compared with PyTorch.
-        dynamic_batch: take any batch size, in the formats that can.
-        seed: of the choice of pictures; of the split, too, where the run does not tell its own.
-    """
-
-    run: Path
-    output: Path
-    formats: tuple[Format, ...]
-    precisions: tuple[Precision, ...]
-    data: Path | None = None
-    val_fraction: float | None = None
-    outputs: tuple[str, ...] = OUTPUTS
-    calibration_images: int = 256
-    comparison_images: int = 256
-    dynamic_batch: bool = False
-    seed: int = 0
-    auto: bool = False
-    max_drop: float = 1.0
 
 
 def export_run(config: ExportConfig, terminal: Terminal, *, overwrite: bool = False) -> list[Attempt]:

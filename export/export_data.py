@@ -16,7 +16,7 @@ from edgekit.shards import refuse_shards
 from edgekit.terminal import Terminal
 
 if TYPE_CHECKING:
-    from edgekit.export.export import ExportConfig
+    from edgekit.export.config import ExportConfig
 
 _UNREADABLE = (OSError, KeyError, TypeError, ValueError, yaml.YAMLError)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from edgekit.atomic import refuse_replacing
+from edgekit.atomic import refuse_existing, refuse_replacing
 from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
 from edgekit.errors import EXIT_NEGATIVE, EXIT_OK, UsageError
 from edgekit.terminal import human_bytes, print_json
 
 if TYPE_CHECKING:
     from edgekit.export.attempt import Attempt
-    from edgekit.export.export import ExportConfig
+    from edgekit.export.config import ExportConfig
 
 Kind = Literal["student", "text", "clip"]
 
@@ -81,6 +81,7 @@ def export(**options: Any) -> int:
 
     kind = _kind(Path(options["run"]))
     config = _config(options, kind)
+    refuse_existing(config.output, overwrite=options["overwrite"])
     refuse_replacing(config.output, (config.run, config.data, _data_of(config.run)))
     attempts = _exporter(kind)(config, terminal, overwrite=options["overwrite"])
     terminal.table(
@@ -138,7 +139,7 @@ def _config(options: Mapping[str, Any], kind: Kind) -> ExportConfig:
     Raises:
         UsageError: an unknown name, or a precision or output that a format, a text classifier or a CLIP cannot have.
     """
-    from edgekit.export.export import ExportConfig
+    from edgekit.export.config import ExportConfig, chosen_outputs
     from edgekit.export.precisions import AUTO, PRECISIONS, default_precisions, parse_precisions
     from edgekit.export.runtimes import FORMATS, parse_formats
 
@@ -148,6 +149,8 @@ def _config(options: Mapping[str, Any], kind: Kind) -> ExportConfig:
         raise UsageError(f"CLIPs and text classifiers are exported as {', '.join(FORMATS)}; choose with --format")
     given: str = options["outputs"] or ("embedding" if kind == "clip" else "logits,embedding")
     outputs = tuple(part.strip() for part in given.split(","))
+    if kind != "clip":  # whose towers have outputs of their own
+        chosen_outputs(outputs)
     named: list[str] = [name for name in (options["precisions"], best if options["int8"] else None) if name is not None]
     requests = parse_precisions(",".join(named) if named else default_precisions(formats), formats, outputs)
     if kind == "text" and not set(requests) <= set(PRECISIONS):

@@ -22,7 +22,8 @@ from edgekit.data import Sample, load_dataset
 from edgekit.demo.drawings import write_drawings
 from edgekit.errors import EXIT_NEGATIVE
 from edgekit.exits import run_command
-from edgekit.export.export import ExportConfig, export_run
+from edgekit.export.config import ExportConfig
+from edgekit.export.export import export_run
 from edgekit.export.parity import Gate, Parity, Precision, failures
 from edgekit.export.precisions import PRECISIONS
 from edgekit.export.runtimes import FORMATS, Format

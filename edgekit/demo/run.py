@@ -30,7 +30,8 @@ from edgekit.demo.drawings import DrawnSet, write_drawings
 from edgekit.demo.sheet import contact_sheet
 from edgekit.errors import VerificationError
 from edgekit.export.attempt import Attempt
-from edgekit.export.export import ExportConfig, export_run
+from edgekit.export.config import ExportConfig
+from edgekit.export.export import export_run
 from edgekit.export.runtimes import FORMATS
 from edgekit.export.verify.bundle import verify_bundle
 from edgekit.interval import wilson

@@ -21,8 +21,9 @@ from edgekit.export.clip.bundle import CLIP_RECORD, TOWERS, ClipRecord, TowerRec
 from edgekit.export.clip.card import clip_card
 from edgekit.export.clip.deploy import OUTPUTS, CaptionTower, ImageTower
 from edgekit.export.clip.pairs import ExportPairs, retrieval, run_captions
+from edgekit.export.config import ExportConfig
 from edgekit.export.deploy import TorchSession
-from edgekit.export.export import ExportConfig, keep_statistics
+from edgekit.export.export import keep_statistics
 from edgekit.export.exporters import DYNAMIC_BATCH, Conversion
 from edgekit.export.golden import prove_golden, write_golden
 from edgekit.export.manifest import (

@@ -13,7 +13,7 @@ import yaml
 from edgekit.captions import CaptionedSet, CaptionSplit, load_captions, split_captions
 from edgekit.data import Sample
 from edgekit.errors import UsageError
-from edgekit.export.export import ExportConfig
+from edgekit.export.config import ExportConfig
 from edgekit.export.export_data import known_split
 from edgekit.export.export_pictures import ExportPictures, spread
 from edgekit.export.session import Outputs

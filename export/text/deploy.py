@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.export.deploy import OUTPUTS, chosen_outputs, run_eager
+from edgekit.export.config import OUTPUTS, chosen_outputs
+from edgekit.export.deploy import run_eager
 from edgekit.export.session import FloatArray, RuntimeInfo
 from edgekit.models.text_classifier import TextClassifier
 from edgekit.models.text_tokenizer import Ids

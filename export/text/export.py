@@ -14,7 +14,7 @@ import yaml
 from edgekit import atomic
 from edgekit.errors import UsageError, VerificationError
 from edgekit.export.attempt import Attempt
-from edgekit.export.export import ExportConfig
+from edgekit.export.config import ExportConfig
 from edgekit.export.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgekit.data import Sample
 from edgekit.errors import EdgekitError, UsageError
+from edgekit.export.config import ExportConfig
 from edgekit.export.deploy import DeployModel, TorchSession
-from edgekit.export.export import ExportConfig
 from edgekit.export.export_clips import frames_of
 from edgekit.export.export_data import run_dataset
 from edgekit.export.manifest import MANIFEST_FILE, read_any_manifest, resolve

@@ -10,7 +10,7 @@ from captioned_for_tests import train_small_clip
 from edgekit.bench.latency import LatencyConfig
 from edgekit.bench.run import BenchConfig, run_bench
 from edgekit.export.clip.export import export_clip_run
-from edgekit.export.export import ExportConfig
+from edgekit.export.config import ExportConfig
 from edgekit.terminal import Terminal
 from tests.bench.tiny_for_tests import draw
 

@@ -10,7 +10,8 @@ import pytest
 
 from edgekit.cli.main import run
 from edgekit.errors import OutputExistsError
-from edgekit.export.export import ExportConfig, export_run
+from edgekit.export.config import ExportConfig
+from edgekit.export.export import export_run
 from edgekit.terminal import Terminal
 from tests.bench.reports_for_tests import made_report
 from tests.cli.commands_for_tests import ALONE, SMALL, draw_colours, refused

@@ -21,7 +21,7 @@ from edgekit.export.calibration.statistics import Histograms
 from edgekit.export.clip.bundle import CLIP_RECORD, read_clip_record
 from edgekit.export.clip.deploy import CaptionTower, ImageTower
 from edgekit.export.clip.export import export_clip_run
-from edgekit.export.export import ExportConfig
+from edgekit.export.config import ExportConfig
 from edgekit.export.manifest import MANIFEST_FILE, read_any_manifest, sha256_of
 from edgekit.export.runtimes import open_session
 from edgekit.export.session import run_batched

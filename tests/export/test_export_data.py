@@ -14,7 +14,7 @@ from edgekit.cli.main import run as edgekit
 from edgekit.data import load_dataset
 from edgekit.errors import UsageError
 from edgekit.export.clip.pairs import run_captions
-from edgekit.export.export import ExportConfig
+from edgekit.export.config import ExportConfig
 from edgekit.export.export_data import run_dataset
 from edgekit.models.checkpoint import save_student
 from edgekit.models.spec import StudentSpec

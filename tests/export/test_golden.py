@@ -15,8 +15,9 @@ from edgekit.data import Sample
 from edgekit.errors import VerificationError
 from edgekit.export.attempt import Workshop
 from edgekit.export.clip.export import export_clip_run
+from edgekit.export.config import ExportConfig
 from edgekit.export.deploy import DeployModel, TorchSession
-from edgekit.export.export import ExportConfig, export_run
+from edgekit.export.export import export_run
 from edgekit.export.export_clips import ExportClips, frames_of
 from edgekit.export.exporters import Conversion
 from edgekit.export.golden import MAX_RAW_BYTES, Golden, prove_golden, read_golden, reduced, write_golden

@@ -19,7 +19,7 @@ from edgekit.atomic import WriteError
 from edgekit.cli.main import run as edgekit
 from edgekit.errors import DataError, LoadError, UsageError
 from edgekit.export.clip.export import export_clip_run
-from edgekit.export.export import ExportConfig
+from edgekit.export.config import ExportConfig
 from edgekit.export.manifest import MANIFEST_FILE
 from edgekit.export.search.index import PictureIndex, list_pictures, read_index, write_index
 from edgekit.export.search.search import INDEX_FILE, SearchConfig, SearchResult, search

@@ -16,7 +16,7 @@ from texts_for_tests import reviews, write_reviews
 from edgekit.compress.text.recipe import load_text_recipe
 from edgekit.compress.text.train import TextConfig, train_text
 from edgekit.errors import DataError, EdgekitError, LoadError, UsageError, VerificationError
-from edgekit.export.export import ExportConfig
+from edgekit.export.config import ExportConfig
 from edgekit.export.golden import INPUTS
 from edgekit.export.manifest import MANIFEST_FILE, TextManifest, read_any_manifest, read_manifest, sha256_of
 from edgekit.export.session import FloatArray

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,12 +52,12 @@ class Conversion:
         """Side of the square input in pixels."""
         return self.model.image_size
 
-    @cached_property
-    def rounded(self) -> nn.Module:
-        """The model with its weights on the grid of 8 bits (`edgekit.export.calibration.weight_rounding`)."""
-        from edgekit.export.calibration.weight_rounding import least_quantized, with_rounded_weights
+    def rounded(self, least: int) -> nn.Module:
+        """Return the model with the weights of layers of at least so many on the grid of 8 bits, the outputs in mind
+        (`edgekit.export.calibration.weight_rounding`)."""
+        from edgekit.export.calibration.weight_rounding import with_rounded_weights
 
-        return with_rounded_weights(self.model, self.batches(), least_quantized(self.model))
+        return with_rounded_weights(self.model, self.batches(), least)
 
     def keep(self, form: Format, statistics: Histograms) -> None:
         """Keep the activation statistics that a file's ranges come from, for the bundle."""
@@ -168,20 +167,28 @@ def _coreml(conversion: Conversion, precision: Precision, out: Path) -> None:
     if precision in ("fp32", "fp16"):
         make_float(out, precision)
         return
+
+    def make_rounded(least: int) -> Path:
+        return float_file(
+            conversion.work,
+            "coreml",
+            lambda path: make_float(path, "fp16", conversion.rounded(least)),
+            f"rounded-{least}",
+        )
+
     if precision in ("w8a8", "mixed"):
         from edgekit.export.coreml.activations import ActivationConfig, quantize_activations
 
-        base = float_file(conversion.work, "coreml", make_float)
         trained = conversion.trained_for("coreml", precision)
+        # trained weights have made good what plain rounding takes; here all layers are in 8 bits
+        base = make_rounded(1) if trained is None else float_file(conversion.work, "coreml", make_float)
         report = quantize_activations(
             base, out, conversion.batches, ActivationConfig(mixed=precision == "mixed", trained=trained)
         )
         conversion.keep("coreml", report.statistics)
     elif precision in ("int8", "w8"):
-        rounded = float_file(
-            conversion.work, "coreml", lambda path: make_float(path, "fp16", conversion.rounded), "rounded"
-        )
-        quantize_weights(rounded, out, least_quantized(conversion.model))
+        least = least_quantized(conversion.model)
+        quantize_weights(make_rounded(least), out, least)
     else:
         base, bits = float_file(conversion.work, "coreml", make_float), int(precision.removeprefix("palette"))
         palettize_weights(base, out, bits, least_palettized(conversion.model, bits))

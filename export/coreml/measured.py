@@ -67,9 +67,11 @@ def _codes(program: Program, operation: Operation, bounds: tuple[float, float]) 
         zero_point = np.round((np.float16(-128) * high - np.float16(127) * low) / (high - low))
     whole = np.clip(np.nan_to_num(zero_point), -128, 127).astype(np.int8)
     half = _type(program, operation, "scale").dtype == "fp16"
+    unsigned = operation.outputs[0][1].dtype == "uint8"
+    point = np.asarray(whole.astype(np.int16) + 128, np.uint8) if unsigned else np.asarray(whole)
     return {
         "scale": (_constant(np.asarray(scale, np.float16 if half else np.float32), "fp16" if half else "fp32"),),
-        "zero_point": (_constant(np.asarray(whole), "int8"),),
+        "zero_point": (_constant(point, "uint8" if unsigned else "int8"),),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgekit.export.calibration.measured import Ranges, Values, noise_share
 from edgekit.export.choice.sensitivity import MOST, worst_layers
-from edgekit.export.coreml.measured import outputs
+from edgekit.export.coreml.measured import outputs, with_ranges
 from edgekit.export.mil.interpreter import MilProgram
 from edgekit.export.mil.package import Package, read_package
 from edgekit.export.mil.program import Operation
@@ -29,7 +29,8 @@ def worst_tensors(coded: Path, ranges: Ranges, images: FloatArray) -> tuple[str,
         ranges: of the activations that are coded, by name.
         images: (N, 3, H, W) float32 in [0, 1], calibration images.
     """
-    package = read_package(coded)
+    # as they are: coremltools divides the scales about a sum by one of them, which is no range for one tensor alone
+    package = with_ranges(read_package(coded), ranges)
     alike: dict[tuple[float, float], list[str]] = {}
     for name in sorted(_coded_tensors(package) & ranges.keys()):
         alike.setdefault(ranges[name], []).append(name)

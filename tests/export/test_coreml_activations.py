@@ -134,9 +134,11 @@ class Outlier(nn.Module):
             self.layers[3].weight[:, 5] = 0
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        y = images
-        for layer in self.layers:
-            y = torch.tanh(layer(y)) if layer is self.layers[0] else layer(y)
+        first, *others = self.layers
+        y = first(images)
+        y = y + others[0](y)  # coremltools divides the scales of such a sum by one of them
+        for layer in others[1:]:
+            y = layer(y)
         y = y.mean((2, 3))
         return y[:, :1], y
 

@@ -50,14 +50,15 @@ def test_every_command_in_the_readme_parses(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_own_pictures_part_runs_as_it_stands(whole_path: WholePath, tmp_path: Path) -> None:
-    """Every command in its order, on drawings for photos; the teacher of the hub is replaced, the training is short."""
+    """Every command in its order, on drawings for photos; the hub's teacher is replaced, training and timing are short."""
     (tmp_path / "photos").symlink_to(whole_path.drawings)
     teacher = str(whole_path.folder / "teacher")
     # from a trained student on: one epoch from scratch ends at chance, where INT8 files miss their gate of agreement
-    short = ["--epochs", "1", "--views", "1", "--image-size", "64", "--init-from", str(whole_path.run)]
+    of_training = ["--epochs", "1", "--views", "1", "--image-size", "64", "--init-from", str(whole_path.run)]
+    short = {"distill": of_training, "bench": ["--budget", "5"]}
     for line in commands("On your own pictures"):
         words = [teacher if word == "ViT-B-32:openai" else word for word in line]
-        command = [sys.executable, "-m", "edgekit", *words, *(short if words[0] == "distill" else [])]
+        command = [sys.executable, "-m", "edgekit", *words, *short.get(words[0], [])]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
         # a student of such training may miss an INT8 gate, which is a valid negative result of export and nothing else
         allowed = (0, 1) if words[0] == "export" else (0,)

@@ -116,7 +116,7 @@ class TrainedCodes:
         for layer, fingerprint in self.float_layers:
             nearest = min(seen, key=lambda name: distance(seen[name], fingerprint))
             if distance(seen[nearest], fingerprint) > FAR:
-                raise LoadError(f"the file computes nowhere what '{layer}' of the student does")
+                raise LoadError(f"nothing in the file computes what '{layer}' of the student does")
             found.update(name for name in seen if distance(seen[name], seen[nearest]) < SAME)
         return found
 

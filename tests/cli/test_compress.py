@@ -90,7 +90,7 @@ def test_qat_for_mixed_says_what_stays_float(distilled: Path, tmp_path: Path, ca
     assert not done["ranges_learned"]
     assert all(abs(r.high - done["ranges"][r.name][1]) < 1e-5 for r in trained.ranges)
     told = refused(capsys, 2, "compress", distilled, *given, "--runtime", "onnx", "-o", tmp_path / "no")
-    assert "--precision mixed is trained for with --runtime tflite, not onnx" in told
+    assert "--precision mixed is trained for with --runtime tflite or coreml, not onnx" in told
     told = refused(capsys, 2, "compress", distilled, "--qat", "--precision", "fp16", "-o", tmp_path / "no")
     assert "'fp16' cannot be trained for" in told and "mixed" in told
 

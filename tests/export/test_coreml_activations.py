@@ -70,7 +70,7 @@ def test_the_program_computes_in_8_bits(package: Path, quantized: tuple[Path, Ac
 def test_a_relu_is_a_part_of_its_convolution(tmp_path: Path) -> None:
     export_coreml(TwoHeads("mobilevit_xxs_int8"), SIZE, tmp_path / "half.mlpackage")
     out = tmp_path / "model.w8a8.mlpackage"
-    quantize_activations(tmp_path / "half.mlpackage", out, batches)
+    quantize_activations(tmp_path / "half.mlpackage", out, batches, ActivationConfig(ranges=RangeConfig()))
     program = MilProgram.load(out)
     readers = {str(op.inputs["x"][0]): op for op in program.operations if op.type == "relu"}
     coded = {str(op.inputs["input"][0]) for op in program.operations if op.type == "quantize"}
@@ -172,7 +172,7 @@ def number(program: MilProgram, argument: str | Constant) -> float:
 
 def test_no_code_is_spent_where_a_silu_is_flat(package: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.w8a8.mlpackage"
-    quantize_activations(package, out, batches, ActivationConfig(operations=("conv",)))
+    quantize_activations(package, out, batches, ActivationConfig(ranges=RangeConfig(), operations=("conv",)))
     lowest = []
     program = MilProgram.load(out)
     silus = {name for op in program.operations if op.type == "silu" for name in op.inputs["x"]}

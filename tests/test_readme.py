@@ -50,7 +50,7 @@ def test_every_command_in_the_readme_parses(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_own_pictures_part_runs_as_it_stands(whole_path: WholePath, tmp_path: Path) -> None:
-    """Every command in its order, on drawings for photos; the hub's teacher is replaced, training and timing are short."""
+    """Every command in its order, on drawings for photos; another teacher for the hub's, short training and timing."""
     (tmp_path / "photos").symlink_to(whole_path.drawings)
     teacher = str(whole_path.folder / "teacher")
     # from a trained student on: one epoch from scratch ends at chance, where INT8 files miss their gate of agreement

@@ -157,7 +157,7 @@ def check_precision(found: Audit, claimed: Precision) -> tuple[str, ...]:
     - fp16: stored as fp16; in Core ML packages, where the arithmetic is a choice of the file's, computed so, too.
     - int8, mixed: stored in 8 bits; ONNX and TFLite files also compute in 8 bits, statically or dynamically, and ONNX
       Runtime makes integer kernels of at least half of the products that the file marks as such. A Core ML package
-      with 8-bit weights and float16 arithmetic is int8 (its recipe says so).
+      with 8-bit weights and float16 arithmetic is int8 (its recipe says so); a mixed one computes something in 8 bits.
     - w8a8: stored in 8 bits, and computed so, which the name promises in Core ML packages, too.
     - dynamic, w8, palettes: stored in as many bits; of dynamic ones some products are in 8 bits, with dynamic ranges.
 
@@ -171,6 +171,8 @@ def check_precision(found: Audit, claimed: Precision) -> tuple[str, ...]:
 
 def precision_reasons(found: Audit, runtime: RuntimeAudit | None, claimed: Precision) -> tuple[str, ...]:
     """Return what `check_precision` returns, from audits that were made already; no runtime's is None."""
+    if claimed == "mixed" and found.format == "coreml" and not found.macs_by_dtype().get(INT8, 0):
+        return ("it claims mixed, but none of its products is computed in 8 bits",)
     if claimed in ("int8", "mixed"):
         return _int8_reasons(found, runtime)
     if claimed in _COMPRESSED:

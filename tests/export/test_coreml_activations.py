@@ -16,7 +16,7 @@ from edgekit.export.audit.audit import audit, check_precision
 from edgekit.export.calibration.measured import CANDIDATES
 from edgekit.export.calibration.ranges import RangeConfig
 from edgekit.export.coreml.activations import ActivationConfig, ActivationReport, quantize_activations
-from edgekit.export.coreml.convert import export_coreml
+from edgekit.export.coreml.convert import export_coreml, quantize_weights
 from edgekit.export.coreml.measured import TriedRanges, with_ranges
 from edgekit.export.mil.interpreter import MilProgram, MilSession
 from edgekit.export.mil.package import read_package
@@ -162,6 +162,9 @@ def test_mixed_leaves_float16_what_one_range_serves_worst(tmp_path: Path) -> Non
     stored = {group.dtype: group.elements for group in audit(out).weights}
     assert stored["int8"] == 16 * 3 * 16 + 3 * 16 * 16 + 24 * 16
     assert noise[True] > noise[False] + 20 and check_precision(audit(out), "mixed") == ()
+    quantize_weights(tmp_path / "half.mlpackage", tmp_path / "weights.mlpackage", 1)
+    (reason,) = check_precision(audit(tmp_path / "weights.mlpackage"), "mixed")
+    assert "none of its products is computed in 8 bits" in reason
 
 
 def number(program: MilProgram, argument: str | Constant) -> float:

@@ -30,7 +30,7 @@ class QatConfig:
         runtime: whose int8 file is simulated. LiteRT's holds all that ONNX Runtime's does in 8 bits, and more, but what
             weights learn to make up for one set of roundings is noise to the other.
         precision: of that file, as `edgekit export` names it, but that Core ML's w8a8 is "int8" here. In a "mixed" one
-            the layers that cost most accuracy stay float.
+            what costs most accuracy stays float.
         calibration_images: training pictures that set the ranges, chosen as `edgekit export` chooses them.
         learn_ranges: train the ranges with the weights; else they stay as calibration sets them.
     """

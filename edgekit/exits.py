@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgekit.errors import EXIT_INTERRUPTED, EXIT_LOAD, EXIT_OK, EXIT_USAGE, EdgekitError, StoppedError
+from edgekit.extras import missing_extra
 
 
 def run_command(command: click.Command, args: Sequence[str], name: str) -> int:
@@ -33,6 +34,12 @@ def run_command(command: click.Command, args: Sequence[str], name: str) -> int:
     except EdgekitError as e:
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code
+    except ModuleNotFoundError as e:
+        missing = missing_extra(e, " ".join((name, *args[:1])))
+        if missing is None:
+            raise
+        sys.stderr.write(f"error: {missing}\n")
+        return missing.exit_code
     except OSError as e:
         # of a path that nobody expected to be refused, such as one in a folder that may not be entered
         named = f"{e.filename}: " if e.filename is not None else ""

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgekit.export.attempt import Attempt
 from edgekit.export.manifest import FileRecord, sha256_of
+
+if TYPE_CHECKING:
+    from edgekit.export.attempt import Attempt
 
 LIBRARIES = ("edgekit", "torch", "timm", "onnx", "onnxruntime", "coremltools", "litert-torch", "ai-edge-quantizer")
 """Whose versions the manifest of a picture's files tells."""

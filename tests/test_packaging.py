@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from edgekit.extras import BROUGHT_BY
 from tests.conftest import REPOSITORY
 
 if sys.version_info >= (3, 11):
@@ -102,13 +104,22 @@ def test_every_import_of_ours_is_spelled_edgekit() -> None:
 
 
 def test_modules_that_run_artifacts_load_no_torch() -> None:
-    """`verify` runs on a device without torch: what it imports at the top, and what that imports, must not need it."""
-    code = (
-        "import sys, edgekit.export.verify.bundle, edgekit.export.runtimes, edgekit.cli.verify; "
-        "print('torch' in sys.modules)"
-    )
+    """`verify` and `bench` run on a device without torch: what they import at the top, and what that imports, too."""
+    modules = ("export.verify.bundle", "export.runtimes", "cli.verify", "bench.run", "bench.devices.naming")
+    code = f"import sys, {', '.join(f'edgekit.{name}' for name in modules)}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_an_absent_package_is_of_the_extra_that_brings_it() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    for module, (distribution, extra) in BROUGHT_BY.items():
+        named = {Requirement(requirement).name for requirement in extras[extra]}
+        assert distribution in named, f"{module}: {extra}"
+    optional = {Requirement(r).name for name in extras if name not in ("all", "dev") for r in extras[name]} - {
+        "edgekit"
+    }
+    assert optional == {distribution for distribution, _ in BROUGHT_BY.values()}
 
 
 def package_folders() -> set[str]:

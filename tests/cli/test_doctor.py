@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,32 @@ def test_inspect_works_without_torch(device: BareEnvironment) -> None:
         assert "precision   int8" in done.stderr and "runtime     " in done.stderr
     done = device.edgekit("inspect", files["coreml fp32"])
     assert done.returncode == 3 and "pip install 'edgekit[coreml]'" in done.stderr
+
+
+def test_bench_works_without_torch(device: BareEnvironment) -> None:
+    files = [artifacts()[name] for name in ("onnx fp32", "onnx int8", "tflite int8")]
+    done = device.edgekit("bench", *files, "--budget", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row["name"] for row in report["rows"]] == [file.name for file in files]
+    assert report["problems"] == [] and all(row["latency"]["p50_s"] > 0 for row in report["rows"])
+
+
+@pytest.mark.parametrize(
+    "command", ["distill", "train image", "train clip", "train text", "teach", "compress", "export"]
+)
+def test_without_torch_a_command_says_what_to_install(device: BareEnvironment, command: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "student.safetensors").touch()
+    given = [tmp_path / "run"] if command in ("compress", "export") else ["--data", tmp_path / "photos"]
+    teacher = ["--teacher", "ViT-B-32:openai"] if command in ("distill", "teach") else []
+    more = ["--qat"] if command == "compress" else []
+    done = device.edgekit(*command.split(), *given, *teacher, *more, "-o", tmp_path / "out")
+    first = command.partition(" ")[0]
+    assert done.returncode == 3, done.stderr
+    said = rf"error: edgekit {first} needs the package '(torch|timm)': pip install 'edgekit\[train\]'\n"
+    assert re.fullmatch(said, done.stderr), done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_inspect_without_a_runtime_says_what_to_install(core: BareEnvironment) -> None:

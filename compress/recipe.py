@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from edgekit.compress.distill.losses import FeatureLoss, ResponseLoss
 from edgekit.compress.guard.guard import Action
 from edgekit.compress.training.checkpointing import Cadence
 from edgekit.compress.training.schedule import ScheduleConfig
@@ -21,6 +20,8 @@ SIZE_STEP = 32
 """Growing pictures keep to multiples of what most backbones halve a picture down by."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+FeatureLoss = Literal["cosine", "mse"]
+ResponseLoss = Literal["kl", "decoupled", "standardised"]
 
 
 class _Frozen(BaseModel):
@@ -239,7 +240,7 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     elif name in recipe_names():
         text = (resources.files("edgekit.compress.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise UsageError(f"--recipe '{name}' is not known; {did_you_mean(name, recipe_names())} Or give a YAML file.")
+        raise UsageError(f"--recipe '{name}' is neither known nor a YAML file; {did_you_mean(name, recipe_names())}")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as e:

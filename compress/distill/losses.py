@@ -7,14 +7,13 @@ in the student's side only; the teacher's side is data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FeatureLoss = Literal["cosine", "mse"]
-ResponseLoss = Literal["kl", "decoupled", "standardised"]
+from edgekit.compress.recipe import FeatureLoss, ResponseLoss
 
 NON_TARGET_WEIGHT = 2.0
 """β of the decoupled loss; the paper takes 0.5 to 8 (§4.2), the more, the surer the teacher is."""

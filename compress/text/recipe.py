@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekit.compress.distill.losses import FeatureLoss
-from edgekit.compress.recipe import FitConfig, validate
+from edgekit.compress.recipe import FeatureLoss, FitConfig, validate
 from edgekit.compress.training.schedule import ScheduleConfig
 from edgekit.errors import UsageError, did_you_mean
 

@@ -77,10 +77,11 @@ def compress(**options: Any) -> None:
     any other.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
+    start = how_to_start(options)
 
     from edgekit.compress.slim.run import compress as run_compress
 
-    facts = run_compress(_config(options), terminal, **how_to_start(options))
+    facts = run_compress(_config(options), terminal, **start)
     if options["as_json"]:
         print_json("compress", facts)
 

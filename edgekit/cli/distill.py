@@ -94,6 +94,7 @@ def distill(**options: Any) -> None:
     The best checkpoint by validation accuracy, the metrics and the plots go to the run folder.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
+    start = how_to_start(options)
 
     from edgekit.compress.distill.config import DistillConfig
     from edgekit.compress.distill.run import distill as run_distill
@@ -120,7 +121,7 @@ def distill(**options: Any) -> None:
         max_broken=options["max_broken"],
         teacher_cache=options["teacher_store"],
     )
-    summary = run_distill(config, terminal, **how_to_start(options))
+    summary = run_distill(config, terminal, **start)
     if options["as_json"] and joined().is_main:
         print_json("distill", dict(summary.facts))
 

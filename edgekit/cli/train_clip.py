@@ -81,6 +81,7 @@ def train_clip(**options: Any) -> None:
     `distill --teacher` and `eval` take.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
+    start = how_to_start(options)
 
     from edgekit.compress.clip.train import TrainClipConfig
     from edgekit.compress.clip.train import train_clip as run_training
@@ -97,7 +98,7 @@ def train_clip(**options: Any) -> None:
         vision_weights=options["vision_weights"],
         init_from=options["init_from"],
     )
-    run_training(config, terminal, **how_to_start(options))
+    run_training(config, terminal, **start)
     if options["as_json"]:
         print_json("train-clip", RunFolder(output).facts())
 

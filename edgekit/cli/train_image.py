@@ -88,6 +88,7 @@ def train_image(**options: Any) -> None:
     The run folder is a student's: export, verify, bench and eval take it, and so does distill as a teacher.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
+    start = how_to_start(options)
     for note in (*click.get_current_context().meta.get(_NOTES, []), *_unread_by_schedule(options)):
         terminal.warn(note)
 
@@ -102,7 +103,7 @@ def train_image(**options: Any) -> None:
         output=Path(options["output"]),
         recipe=_recipe(options),
     )
-    run_training(config, terminal, **how_to_start(options))
+    run_training(config, terminal, **start)
     if options["as_json"]:
         print_json("train-image", RunFolder(config.output).facts())
 

@@ -73,6 +73,7 @@ def train_text(**options: Any) -> None:
     divergence, each with its interval, and the confusion matrix go to the run folder.
     """
     terminal = make_terminal(options["quiet"], options["verbose"])
+    start = how_to_start(options)
     _refuse_unread(options)
 
     from edgekit.compress.text.recipe import load_text_recipe
@@ -94,7 +95,7 @@ def train_text(**options: Any) -> None:
         label_column=options["label_column"],
     )
     config = TextConfig(files, Path(options["output"]), recipe, options["encoder"], options["teacher"])
-    summary = run_training(config, terminal, **how_to_start(options))
+    summary = run_training(config, terminal, **start)
     if options["as_json"]:
         print_json("train-text", dict(summary.facts))
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from edgekit.atomic import refuse_existing
+from edgekit.compress.training.run_lock import refuse_locked
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -43,7 +48,17 @@ def resume_options(command: _Command) -> _Command:
 
 
 def how_to_start(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what --overwrite, --resume and --allow-change say, as every training takes it."""
+    """Return what --overwrite, --resume and --allow-change say, as every training takes it.
+
+    A run that is there is refused here, before torch is loaded, which takes seconds. The training looks again.
+
+    Raises:
+        LockedError: another process trains into it.
+        OutputExistsError: a run is there, and neither --overwrite nor --resume is given.
+    """
+    if "WORLD_SIZE" not in os.environ:  # else one of several processes, of which the first may have begun the run
+        refuse_locked(Path(options["output"]))
+        refuse_existing(Path(options["output"]), overwrite=options["overwrite"] or bool(options["resume"]))
     return {
         "overwrite": options["overwrite"],
         "resume": bool(options["resume"]),

@@ -143,19 +143,12 @@ def quantize_activations(
     statistics = collect(run, batches)
     if config.trained is not None:
         size = next(iter(program.inputs.values())).shape[2] or 0
-        ranges = statistics.ranges(config.ranges) | config.trained.ranges_in(run, size)
-    elif config.ranges is not None:
-        ranges = statistics.ranges(config.ranges)
+        ranges = _floored(program, statistics.ranges(config.ranges) | config.trained.ranges_in(run, size))
+        kept = tuple(sorted(config.trained.float_tensors_in(run, size))) if config.mixed else ()
     else:
-        ranges = _nearest(float_package, coded, statistics, batches)
-    kept: tuple[str, ...] = ()
-    if config.mixed:
-        if config.trained is not None:
-            kept = tuple(sorted(config.trained.float_tensors_in(run, size)))
-        else:
-            kept = _worst(float_package, coded, _floored(program, ranges), batches)
-        coded = coded.without(kept, program)
-    _write(float_package, coded, _floored(program, ranges), out)
+        ranges, kept = _tried(float_package, coded, statistics, batches, config)
+    coded = coded.without(kept, program)
+    _write(float_package, coded, ranges, out)
     reading = [op.type for op in operations if op.outputs[0][0] in coded.inputs]
     counts = {kind: reading.count(kind) for kind in config.operations}
     return ActivationReport(counts, statistics, kept)
@@ -174,22 +167,27 @@ def _write(float_package: Path, coded: Coded, ranges: Ranges, out: Path) -> None
         save_package(_insert(float_package, coded, ranges), out)
 
 
-def _nearest(float_package: Path, coded: Coded, statistics: Histograms, batches: Batches) -> Ranges:
-    """Return those ranges with which the package is nearest to the float one on calibration images."""
+def _tried(
+    float_package: Path, coded: Coded, statistics: Histograms, batches: Batches, config: ActivationConfig
+) -> tuple[Ranges, tuple[str, ...]]:
+    """Return the ranges that config asks for and, for `mixed`, the tensors that cost most on calibration images.
+
+    What has to be measured is measured in one package with all codes in: both kinds of trial put their own ranges in.
+    """
     program = MilProgram.load(float_package)
-    with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder) / "first.mlpackage"
-        _write(float_package, coded, _floored(program, statistics.ranges(CANDIDATES[0])), first)
-        tried = TriedRanges(first, float_package, first_images(batches, MEASURED_IMAGES))
-        return nearest_ranges(statistics, lambda ranges: tried.noise(_floored(program, ranges)))
-
-
-def _worst(float_package: Path, coded: Coded, ranges: Ranges, batches: Batches) -> tuple[str, ...]:
-    """Return the tensors that cost most on calibration images."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole.mlpackage"
-        _write(float_package, coded, ranges, whole)
-        return worst_tensors(whole, ranges, first_images(batches, SENSITIVITY_IMAGES))
+    ranges = _floored(program, statistics.ranges(config.ranges or CANDIDATES[0]))
+    kept: tuple[str, ...] = ()
+    if config.ranges is None or config.mixed:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / "whole.mlpackage"
+            _write(float_package, coded, ranges, whole)
+            if config.ranges is None:
+                tried = TriedRanges(whole, float_package, first_images(batches, MEASURED_IMAGES))
+                nearest = nearest_ranges(statistics, lambda some: tried.noise(_floored(program, some)))
+                ranges = _floored(program, nearest)
+            if config.mixed:
+                kept = worst_tensors(whole, ranges, first_images(batches, SENSITIVITY_IMAGES))
+    return ranges, kept
 
 
 def _is_coded(op: Operation, program: MilProgram, config: ActivationConfig) -> bool:

@@ -175,11 +175,11 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def _artifact(name: str, given: Given, threads: int) -> Candidate:
     unread = Candidate(name, "artifact", UNREAD, UNREAD, None, given.path, problem=given.problem)
     try:
+        if given.problem is None and not given.path.exists():
+            raise LoadError(f"{given.path} is not there")
         form = format_of(given.path)
         if given.problem is not None:
             return replace(unread, format=form)
-        if not given.path.exists():
-            raise LoadError(f"{given.path} is not there")
         sha256 = sha256_of(given.path)
         size = size_bytes(given.path)
     except (EdgekitError, OSError) as e:

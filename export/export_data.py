@@ -79,7 +79,7 @@ def run_dataset(config: ExportConfig, terminal: Terminal, frames: int = 1) -> Im
         raise UsageError(f"{config.run} does not say what it was trained on; pass --data DIR with its pictures") from e
     refuse_shards(source, f"{config.run} was trained on")
     if not source.exists():
-        raise UsageError(f"the data that {config.run} was trained on is not at {source} any more; pass --data DIR")
+        raise UsageError(f"the data that {config.run} was trained on is not at {source.absolute()}; pass --data DIR")
     return load_dataset(source, val_fraction=fraction, seed=seed, kind=kind).without(broken)
 
 

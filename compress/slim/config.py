@@ -167,7 +167,7 @@ def training_of(run: Path, data: Path | None, output: Path, fit: FitConfig, guid
     distilled = read_settings(run)
     source = data if data is not None else distilled.data
     if not is_shards(source) and not source.exists():
-        raise UsageError(f"the data that {run} was trained on is not at {source} any more; pass --data DIR")
+        raise UsageError(f"the data that {run} was trained on is not at {source.absolute()}; pass --data DIR")
     # the pictures that the run was judged on stay apart, whatever --seed the recovery has
     place: dict[str, Any] = {"data": source, "output": output, "split_seed": distilled.own_split_seed}
     recipe = distilled.recipe.model_copy(update={"fit": fit, "grow_from": 1.0, "freeze": 0, "dropout": 0.0})

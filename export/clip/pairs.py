@@ -70,7 +70,7 @@ def run_captions(config: ExportConfig, terminal: Terminal) -> CaptionSplit:
         ) from e
     refuse_shards(source, f"{config.run} was trained on")
     if not source.exists():
-        raise UsageError(f"the captions that {config.run} was trained on are not at {source} any more; pass --data")
+        raise UsageError(f"the captions that {config.run} was trained on are not at {source.absolute()}; pass --data")
     own = split_captions(load_captions(source, pictures), fraction, seed)
     return CaptionSplit(_without(own.train, broken), _without(own.val, broken))
 

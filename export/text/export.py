@@ -130,10 +130,10 @@ def comparison_texts(config: ExportConfig, classifier: TextClassifier) -> TextSp
         path = test or val
         assert path is not None
         if not path.exists():
-            raise UsageError(f"the texts of {config.run} are not at {path} any more; pass --data FILE")
+            raise UsageError(f"the texts of {config.run} are not at {path.absolute()} any more; pass --data FILE")
         return load_split(path, files, classes)
     if not files.train.exists():
-        raise UsageError(f"the texts of {config.run} are not at {files.train} any more; pass --data FILE")
+        raise UsageError(f"the texts of {config.run} are not at {files.train.absolute()} any more; pass --data FILE")
     return load_texts(files, seed).val
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from edgekit.atomic import refuse_replacing
 from edgekit.compress.distill.data import Prepared, load_data, prepare
 from edgekit.compress.distill.report import describe_student
 from edgekit.compress.distill.task import DistillTask
@@ -61,8 +62,7 @@ def compress(
     student = load_student(config.run)
     before = RunFolder(config.run).facts()
     run = RunFolder(config.output)
-    if config.output.resolve() == config.run.resolve():
-        raise UsageError(f"--output {config.output} is the run itself; give another folder")
+    refuse_replacing(config.output, [config.run])
     start = look(run, config.to_dict(), overwrite=overwrite, resume=resume, allow_change=allow_change)
     training = config.training
     dataset = load_data(training)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edgekit.atomic import refuse_existing
+from edgekit.atomic import refuse_existing, refuse_replacing
 from edgekit.compress.training.run_lock import refuse_locked
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -54,11 +54,14 @@ def how_to_start(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         LockedError: another process trains into it.
-        OutputExistsError: a run is there, and neither --overwrite nor --resume is given.
+        OutputExistsError: a run is there, and neither --overwrite nor --resume is given; or it is what is begun from.
     """
+    output = Path(options["output"])
     if "WORLD_SIZE" not in os.environ:  # else one of several processes, of which the first may have begun the run
-        refuse_locked(Path(options["output"]))
-        refuse_existing(Path(options["output"]), overwrite=options["overwrite"] or bool(options["resume"]))
+        refuse_locked(output)
+        if not options["resume"]:
+            refuse_replacing(output, [options.get("run"), options.get("init_from")])
+            refuse_existing(output, overwrite=options["overwrite"])
     return {
         "overwrite": options["overwrite"],
         "resume": bool(options["resume"]),

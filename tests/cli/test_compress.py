@@ -175,7 +175,9 @@ def test_what_cannot_be_compressed_is_refused(distilled: Path, tmp_path: Path, c
     checkpoint = distilled / "student.safetensors"
     assert "give the run folder of an `edgekit distill`" in refused(capsys, 2, "compress", checkpoint, "--qat", *out)
     assert "does not say what it was trained on" in refused(capsys, 2, "compress", tmp_path, "--qat", *out)
-    assert "is the run itself" in refused(capsys, 2, "compress", distilled, "--qat", "-o", distilled)
+    for more in ((), ("--overwrite",), ("--resume",)):
+        said = refused(capsys, 2, "compress", distilled, "--qat", "-o", distilled, *more)
+        assert "is what this command reads, and is not replaced" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -44,7 +44,11 @@ def data() -> None:
 )
 @click.option("--shard-size", type=_Bytes(), default="100MB", show_default=True, help="Pictures' bytes per shard.")
 @click.option(
-    "--max-broken", type=float, default=0.01, show_default=True, help="Share of unreadable files to tolerate."
+    "--max-broken",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Share of unreadable files to tolerate.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order, and of the split.")
 @output_options("shards", "Folder")

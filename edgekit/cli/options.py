@@ -25,7 +25,7 @@ def picture_options(
     def add(command: _Command) -> _Command:
         command = click.option(
             "--max-broken",
-            type=float,
+            type=click.FloatRange(0, 1),
             default=0.01,
             show_default=True,
             help="Share of unreadable pictures to tolerate.",

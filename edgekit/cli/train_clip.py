@@ -34,7 +34,11 @@ _RECIPE = ("image_size", "vision", "loss", "chunk_size", "checkpoint_blocks", "f
     "--val-fraction", type=float, help="Share of the pictures to hold out where no split is given.  [default: 0.1]"
 )
 @click.option(
-    "--max-broken", type=float, default=0.01, show_default=True, help="Share of unreadable pictures to tolerate."
+    "--max-broken",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Share of unreadable pictures to tolerate.",
 )
 @click.option(
     "--model",

@@ -19,6 +19,7 @@ from edgekit.compress.parallel.agreement import refuse_disagreement, without_pla
 from edgekit.compress.parallel.processes import Processes, join, missing_launcher
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.store.probe import ClassHead
+from edgekit.compress.store.teachers import try_teachers
 from edgekit.compress.training.changed_settings import Allowed
 from edgekit.compress.training.loop import fit, pick_device
 from edgekit.compress.training.order import steps_per_epoch
@@ -83,6 +84,8 @@ def _distill(
     contract = student_preprocess(config.student, config.image_size)
     # tried before the pictures are read: a wrong image size or teacher shows in seconds, not after minutes
     build_student(_spec(config, dataset, contract, 1), weights=config.student_weights)
+    with processes.main_first():  # it may download one
+        try_teachers(config, processes.device)
     earlier = None if config.init_from is None else earlier_phase(config.init_from, config.frames, config.positions)
     prepared = prepare(config, dataset, contract, processes.device, terminal)
     if earlier is not None and (doubt := earlier.judged_on_trained(prepared.facts)) is not None:

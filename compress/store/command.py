@@ -13,7 +13,7 @@ from edgekit.compress.pictures.decoding import tolerate
 from edgekit.compress.pictures.stream_data import pictures_of_shards
 from edgekit.compress.store.format import is_store
 from edgekit.compress.store.teach import Taught, pictures_of
-from edgekit.compress.store.teachers import Pictures, lessons, taught_store
+from edgekit.compress.store.teachers import Pictures, lessons, taught_store, try_teachers
 from edgekit.compress.training.training_state import pick_device
 from edgekit.errors import UsageError
 from edgekit.shards import ShardDataset
@@ -40,9 +40,11 @@ def teach_data(config: DistillConfig, terminal: Terminal, *, overwrite: bool = F
     """
     if not config.teachers:
         raise UsageError("no teacher given: pass --teacher ARCH:TAG or --teacher FILE.onnx")
-    pictures = _pictures(config)
+    pictures, device = _pictures(config), pick_device(config.recipe.fit)
+    if len(config.teachers) > 1:  # the second is not missed when the first has taught everything
+        try_teachers(config, device)
     stores = []
-    for teacher, plan in lessons(config, pictures, pick_device(config.recipe.fit)):
+    for teacher, plan in lessons(config, pictures, device):
         path = config.output if len(config.teachers) == 1 else config.output / plan.key(teacher).folder_name()
         if overwrite and is_store(path):
             shutil.rmtree(path)

@@ -112,6 +112,16 @@ def ask(config: DistillConfig, pictures: Pictures, device: torch.device, termina
     return Said(Stores(tuple(taught), weights, wanted.stored), tuple(map(_facts, taught)), tuple(kept))
 
 
+def try_teachers(config: DistillConfig, device: torch.device) -> None:
+    """Load each teacher once and let it go, ahead of work that takes minutes or hours.
+
+    Raises:
+        EdgekitError: one of them cannot be had.
+    """
+    for name in config.teachers:
+        load_teacher(name, device)
+
+
 def lessons(config: DistillConfig, pictures: Pictures, device: torch.device) -> Iterator[tuple[Teacher, TeachPlan]]:
     """Load one teacher after the other, each with what it is to be asked."""
     centre: Preprocess | None = None

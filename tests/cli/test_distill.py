@@ -241,7 +241,7 @@ def test_settings_that_cannot_work_are_refused_and_write_nothing(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert words in captured.err
-    assert "Traceback" not in captured.err
+    assert "Traceback" not in captured.err and "reading pictures" not in captured.err
     assert list(tmp_path.iterdir()) == []
 
 

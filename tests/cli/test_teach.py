@@ -85,6 +85,17 @@ def test_two_teachers_have_a_store_each_and_teach_together(
     assert "--teacher-weight 3 for 2 teacher(s)" in line
 
 
+def test_a_teacher_that_cannot_be_had_is_missed_before_another_teaches(
+    data: Path, onnx_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(onnx_file.read_bytes()[:200])
+    both, out = ("--data", data, "--teacher", onnx_file, "--teacher", damaged), tmp_path / "out"
+    for command in (("teach", *both, "--views", 1), ("distill", *both, *SMALL)):
+        assert "damaged.onnx is not an ONNX model" in refused(capsys, 3, *command, "-o", out, "-q")
+    assert list(tmp_path.iterdir()) == [damaged]
+
+
 def test_the_teacher_in_the_loop(data: Path, onnx_file: Path, tmp_path: Path, capsys: Capture) -> None:
     settings = ("--data", data, *SMALL, "--epochs", 1, "--teacher-mode", "online")
     result = good(capsys, "distill", *settings, "--teacher", onnx_file, "-o", tmp_path / "a")

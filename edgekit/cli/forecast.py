@@ -22,7 +22,18 @@ from edgekit.compress.training.schedule import ScheduleConfig, ScheduleName
 from edgekit.errors import EXIT_OK, DataError, UsageError, did_you_mean
 from edgekit.terminal import Terminal, print_json
 
-USUAL_METRICS = ("val_acc", "test_acc", "eval_accuracy", "val_accuracy", "val_top1", "accuracy", "acc", "val_loss")
+USUAL_METRICS = (
+    "val_acc",
+    "test_acc",
+    "eval_accuracy",
+    "val_accuracy",
+    "val_top1",
+    "accuracy",
+    "acc",
+    "mean_r1",  # of a CLIP, as `train clip` chooses its best epoch
+    "zeroshot_acc",
+    "val_loss",
+)
 
 
 @click.command()

@@ -69,6 +69,16 @@ def test_run_folder_tells_its_schedule_and_length(tmp_path: Path) -> None:
     assert answer["notes"] == []
 
 
+@pytest.mark.parametrize("metric", ["mean_r1", "zeroshot_acc"])
+def test_a_clips_own_metric_is_forecast_unasked(tmp_path: Path, metric: str) -> None:
+    folder = run_folder(tmp_path)
+    log = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    renamed = ({**row, metric: row["val_acc"], "val_loss": 1 / row["epoch"]} for row in rows)
+    log.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "val_acc"}) + "\n" for row in renamed))
+    assert json.loads(invoke(forecast, folder, "--json").stdout)["metric"] == metric
+
+
 def test_the_readmes_target_in_percent_is_taken(tmp_path: Path) -> None:
     result = invoke(forecast, run_folder(tmp_path), "--target", 75, "--json")
     assert json.loads(result.stdout)["target"]["value"] == 0.75

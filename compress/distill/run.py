@@ -16,7 +16,8 @@ from edgekit.compress.distill.report import DistillSummary, announce, describe_s
 from edgekit.compress.distill.task import DistillTask
 from edgekit.compress.guard.plan_ahead import refuse_restarts
 from edgekit.compress.parallel.agreement import refuse_disagreement, without_places
-from edgekit.compress.parallel.processes import Processes, join, missing_launcher
+from edgekit.compress.parallel.launcher import missing_launcher
+from edgekit.compress.parallel.processes import Processes, join
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.store.probe import ClassHead
 from edgekit.compress.store.teachers import try_teachers

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from edgekit.compress.parallel.launcher import world_size
 from edgekit.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EdgekitError, UsageError, first_line
 
 _T = TypeVar("_T")
@@ -30,7 +31,6 @@ LONG = timedelta(days=7)
 HEARING_S = 2.0
 """How long a process whose partner is gone waits for the reason."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "Timed out", "store")
-_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class LostProcessError(EdgekitError):
@@ -261,21 +261,6 @@ def join(device: torch.device) -> Processes:
 def joined() -> Processes:
     """Return the processes that `join` met; this one alone where there are no others."""
     return _joined or Processes(torch.device("cpu"))
-
-
-def world_size() -> int:
-    """Return how many processes the launcher says it started: torchrun, Accelerate, or mpirun."""
-    return max(int(os.environ.get(name, "1")) for name in _SIZES)
-
-
-def missing_launcher() -> str | None:
-    """Return a warning where `accelerate launch` was asked for several processes and started one; else None."""
-    if world_size() > 1 or not {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
-        return None
-    return (
-        "accelerate launch was asked for several processes and started one, as it does where it finds no GPUs "
-        "(accelerate 1.15): add --multi_gpu, which works on CPUs too, or use torchrun --nproc-per-node"
-    )
 
 
 def _leave() -> None:

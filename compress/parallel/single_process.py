@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.compress.parallel.processes import world_size
+from edgekit.compress.parallel.launcher import world_size
 from edgekit.errors import UsageError
 
 

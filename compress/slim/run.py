@@ -13,7 +13,7 @@ from edgekit.atomic import refuse_replacing
 from edgekit.compress.distill.data import Prepared, load_data, prepare
 from edgekit.compress.distill.report import describe_student
 from edgekit.compress.distill.task import DistillTask
-from edgekit.compress.parallel.processes import world_size
+from edgekit.compress.parallel.launcher import world_size
 from edgekit.compress.show.plots import plot_run
 from edgekit.compress.show.progress import TrainingDisplay
 from edgekit.compress.slim.config import CompressConfig

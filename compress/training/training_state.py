@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from edgekit.compress.parallel.processes import join, world_size
+from edgekit.compress.parallel.launcher import world_size
+from edgekit.compress.parallel.processes import join
 from edgekit.compress.parallel.replica import Replica
 from edgekit.compress.recipe import FitConfig
 from edgekit.compress.training.checkpointing import Stream

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from edgekit.atomic import refuse_existing, refuse_replacing
+from edgekit.compress.parallel.launcher import world_size
 from edgekit.compress.training.run_lock import refuse_locked
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -57,7 +57,7 @@ def how_to_start(options: Mapping[str, Any]) -> dict[str, Any]:
         OutputExistsError: a run is there, and neither --overwrite nor --resume is given; or it is what is begun from.
     """
     output = Path(options["output"])
-    if "WORLD_SIZE" not in os.environ:  # else one of several processes, of which the first may have begun the run
+    if world_size() == 1:  # of several, the first may have begun the run
         refuse_locked(output)
         if not options["resume"]:
             refuse_replacing(output, [options.get("run"), options.get("init_from")])

@@ -59,22 +59,6 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[] []"
 
 
-def test_an_output_that_is_there_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mine").touch()
-    data, out = ["--data", "photos"], ["-o", str(tmp_path / "runs")]
-    calls = [["distill", *data], *(["train", kind, *data] for kind in ("clip", "image", "text"))]
-    calls += [["compress", str(tmp_path), "--qat"], ["export", str(tmp_path)]]
-    code = (
-        "import sys\n"
-        "from edgekit.cli.main import run\n"
-        f"print([run(call) for call in {[call + out for call in calls]}], 'torch' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"{[2] * len(calls)} False"
-    assert done.stderr.count("runs exists already") == len(calls), done.stderr
-
-
 def test_without_a_command_the_help_is_shown() -> None:
     code, out, err = call()
     assert code == 2

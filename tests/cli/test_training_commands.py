@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 from commands_for_tests import ALONE, SMALL, draw_colours, refused
 
 from edgekit.cli.main import run
+from edgekit.cli.training_options import how_to_start
 from edgekit.compress.training.run_folder import RunFolder
+from edgekit.errors import OutputExistsError
 from edgekit.models.checkpoint import load_student
 
 Capture = pytest.CaptureFixture[str]
@@ -30,6 +34,34 @@ def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(data: Path, out: Path) -> list[str]:
     return ["distill", "--data", str(data), *SMALL, *ALONE, "-o", str(out), "-q"]
+
+
+def test_an_output_that_is_there_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").touch()
+    data, out = ["--data", "photos"], ["-o", str(tmp_path / "runs")]
+    calls = [["distill", *data], *(["train", kind, *data] for kind in ("clip", "image", "text"))]
+    calls += [["compress", str(tmp_path), "--qat"], ["export", str(tmp_path)]]
+    code = (
+        "import sys\n"
+        "from edgekit.cli.main import run\n"
+        f"print([run(call) for call in {[call + out for call in calls]}], 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{[2] * len(calls)} False"
+    assert done.stderr.count("runs exists already") == len(calls), done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_of_several_processes_none_takes_the_run_of_the_first_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    (tmp_path / "begun").touch()
+    asked = {"output": tmp_path, "overwrite": False, "resume": "", "allow_change": ()}
+    with pytest.raises(OutputExistsError):
+        how_to_start(asked)
+    monkeypatch.setenv(launcher, "2")
+    assert how_to_start(asked)["overwrite"] is False
 
 
 def test_resume_refuses_what_changed_and_says_what(data: Path, first: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -146,7 +146,7 @@ def quantize_activations(
         ranges = _floored(program, statistics.ranges(config.ranges) | config.trained.ranges_in(run, size))
         kept = tuple(sorted(config.trained.float_tensors_in(run, size))) if config.mixed else ()
     else:
-        ranges, kept = _tried(float_package, coded, statistics, batches, config)
+        ranges, kept = _tried(float_package, program, coded, statistics, batches, config)
     coded = coded.without(kept, program)
     _write(float_package, coded, ranges, out)
     reading = [op.type for op in operations if op.outputs[0][0] in coded.inputs]
@@ -168,13 +168,17 @@ def _write(float_package: Path, coded: Coded, ranges: Ranges, out: Path) -> None
 
 
 def _tried(
-    float_package: Path, coded: Coded, statistics: Histograms, batches: Batches, config: ActivationConfig
+    float_package: Path,
+    program: MilProgram,
+    coded: Coded,
+    statistics: Histograms,
+    batches: Batches,
+    config: ActivationConfig,
 ) -> tuple[Ranges, tuple[str, ...]]:
     """Return the ranges that config asks for and, for `mixed`, the tensors that cost most on calibration images.
 
     What has to be measured is measured in one package with all codes in: both kinds of trial put their own ranges in.
     """
-    program = MilProgram.load(float_package)
     ranges = _floored(program, statistics.ranges(config.ranges or CANDIDATES[0]))
     kept: tuple[str, ...] = ()
     if config.ranges is None or config.mixed:

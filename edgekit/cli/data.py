@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
+from edgekit.cli.options import EXISTING, make_terminal, max_broken_option, output_options, talk_options
 from edgekit.terminal import human_bytes, print_json
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -43,13 +43,7 @@ def data() -> None:
     "--val-fraction", type=float, help="Share of each class kept for validation, where the data has no split."
 )
 @click.option("--shard-size", type=_Bytes(), default="100MB", show_default=True, help="Pictures' bytes per shard.")
-@click.option(
-    "--max-broken",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Share of unreadable files to tolerate.",
-)
+@max_broken_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order, and of the split.")
 @output_options("shards", "Folder")
 @talk_options

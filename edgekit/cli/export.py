@@ -81,8 +81,8 @@ def export(**options: Any) -> int:
 
     kind = _kind(Path(options["run"]))
     config = _config(options, kind)
-    refuse_existing(config.output, overwrite=options["overwrite"])
     refuse_replacing(config.output, (config.run, config.data, _data_of(config.run)))
+    refuse_existing(config.output, overwrite=options["overwrite"])
     attempts = _exporter(kind)(config, terminal, overwrite=options["overwrite"])
     terminal.table(
         ("file", "size", "max abs", "SNR dB", "cosine", "agreement", "ran on", "result"),

@@ -23,19 +23,24 @@ def picture_options(
     """Add --data, --val-fraction and --max-broken; `data` says which data the command takes."""
 
     def add(command: _Command) -> _Command:
-        command = click.option(
-            "--max-broken",
-            type=click.FloatRange(0, 1),
-            default=0.01,
-            show_default=True,
-            help="Share of unreadable pictures to tolerate.",
-        )(command)
+        command = max_broken_option(command)
         command = click.option(
             "--val-fraction", type=float, help="Share of each class kept for validation, where the data has no split."
         )(command)
         return click.option("--data", type=EXISTING, required=True, help=data)(command)
 
     return add
+
+
+def max_broken_option(command: _Command) -> _Command:
+    """Add --max-broken."""
+    return click.option(
+        "--max-broken",
+        type=click.FloatRange(0, 1),
+        default=0.01,
+        show_default=True,
+        help="Share of unreadable pictures to tolerate.",
+    )(command)
 
 
 def refuse_existing_png(out: Path | None, *, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from edgekit.cli.config_file import config_option
-from edgekit.cli.options import EXISTING, make_terminal, output_options, talk_options
+from edgekit.cli.options import EXISTING, make_terminal, max_broken_option, output_options, talk_options
 from edgekit.cli.training_options import GUARD_FIELDS, guard_options, how_to_start, resume_options, seed_options
 from edgekit.terminal import print_json
 
@@ -33,13 +33,7 @@ _RECIPE = ("image_size", "vision", "loss", "chunk_size", "checkpoint_blocks", "f
 @click.option(
     "--val-fraction", type=float, help="Share of the pictures to hold out where no split is given.  [default: 0.1]"
 )
-@click.option(
-    "--max-broken",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Share of unreadable pictures to tolerate.",
-)
+@max_broken_option
 @click.option(
     "--model",
     default="clip-small",

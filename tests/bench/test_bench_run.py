@@ -78,13 +78,14 @@ def test_rejected_changed_and_missing_files_fail_alone(files: list[Path], tmp_pa
     broken.write_bytes(files[0].read_bytes()[:100])
     text = tmp_path / "notes.txt"
     text.write_text("no model")
-    report = run_bench(BenchConfig((bundle, broken, text, tmp_path / "gone.tflite"), latency=QUICK))
+    report = run_bench(BenchConfig((bundle, broken, text, tmp_path / "gone.tflite", tmp_path / "gone"), latency=QUICK))
     reasons = {row.name: row.failure for row in report.rows}
     assert reasons.pop("first.onnx") is None and report.rows[0].latency is not None
     assert reasons["second.onnx"] is not None and "its sha256 differs from the manifest's" in reasons["second.onnx"]
     assert reasons["broken.onnx"] is not None and "not a model that ONNX Runtime can load" in reasons["broken.onnx"]
     assert reasons["notes.txt"] is not None and "no artifact that edgekit knows" in reasons["notes.txt"]
     assert reasons["gone.tflite"] is not None and "is not there" in reasons["gone.tflite"]
+    assert reasons["gone"] is not None and "is not there" in reasons["gone"]
 
 
 def test_a_bundle_that_cannot_be_read_fails_alone(files: list[Path], tmp_path: Path) -> None:
